@@ -1,0 +1,1 @@
+"""The compiled hot path: consumer, producer, dispatch table and their binding of librdkafka."""

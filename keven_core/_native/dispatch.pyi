@@ -1,0 +1,71 @@
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias, final
+
+from keven_core._native.message import Record
+
+_Decode: TypeAlias = Callable[[Any], Any]
+_Headers: TypeAlias = Iterable[tuple[str, bytes | None]]
+
+def check_name(name: str) -> None: ...
+
+@final
+class Route:
+    def __init__(
+        self,
+        name: str,
+        call: Callable[..., Any],
+        *,
+        decode_json: _Decode | None = None,
+        decode_msgpack: _Decode | None = None,
+        on_tombstone: Callable[[Record], Any] | None = None,
+        is_async: bool = False,
+        tombstone_is_async: bool = False,
+        raw: bool = False,
+        with_topic: bool = False,
+    ) -> None: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def call(self) -> Callable[..., Any]: ...
+    @property
+    def decode_json(self) -> _Decode | None: ...
+    @property
+    def decode_msgpack(self) -> _Decode | None: ...
+    @property
+    def on_tombstone(self) -> Callable[[Record], Any] | None: ...
+    @property
+    def is_async(self) -> bool: ...
+    @property
+    def tombstone_is_async(self) -> bool: ...
+    @property
+    def raw(self) -> bool: ...
+    @property
+    def with_topic(self) -> bool: ...
+
+@final
+class DispatchTable:
+    def __init__(
+        self,
+        routes: Iterable[Route] = (),
+        *,
+        bound: Mapping[str, Route] | None = None,
+        everything: Route | None = None,
+        unnamed: Route | None = None,
+        name_json: Callable[[bytes], str | None] | None = None,
+        name_msgpack: Callable[[bytes], str | None] | None = None,
+        max_payload_bytes: int = ...,
+    ) -> None: ...
+    @property
+    def routes(self) -> dict[str, Route]: ...
+    @property
+    def bound(self) -> dict[str, Route]: ...
+    @property
+    def everything(self) -> Route | None: ...
+    @property
+    def unnamed(self) -> Route | None: ...
+    @property
+    def max_payload_bytes(self) -> int: ...
+    def name_of(self, value: object, topic: str) -> str | None: ...
+    def resolve(
+        self, value: bytes, topic: str | None = None, headers: _Headers | None = None
+    ) -> tuple[Route, Any] | tuple[None, None]: ...

@@ -1,0 +1,43 @@
+"""Declarations of consumer.pyx."""
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+
+from keven_core._native.dispatch cimport Route
+from keven_core._native.membership cimport Account, Membership
+from keven_core._native.message cimport Payload
+from rdkafka cimport *
+
+
+cdef class Consumer(Membership):
+    cdef rd_kafka_queue_t *queue
+    cdef rd_kafka_message_t **messages
+    cdef Py_ssize_t batch_size
+    cdef Py_ssize_t index       # of the record in hand
+    cdef object on_failure
+    cdef list row_errors
+    cdef Payload payload        # the value of the record in hand, when it is shared
+    cdef object base_context
+    cdef object context
+    cdef bint store_offsets
+    cdef bint in_task
+    cdef bint awaiting
+    cdef bint ended
+    cdef readonly uint64_t polls
+    cdef readonly uint64_t store_refused
+
+    cdef void _drop_consumer_queue(self) noexcept
+    cdef rd_kafka_message_t *_in_hand(self) noexcept
+    cdef void _advance(self, Account *account, rd_kafka_message_t *message) noexcept
+    cdef object _run(self)
+    cdef PyObject *_decode(self, Route route, PyObject *value, rd_kafka_message_t *message) noexcept
+    cdef PyObject *_call_with_topic(self, Route route, rd_kafka_message_t *message, PyObject *value) noexcept
+    cdef void *_identify(self, Account *account, rd_kafka_message_t *message, bint named) except? NULL
+    cdef bint _acceptable(self, Account *account, rd_kafka_message_t *message) except -1
+    cdef PyObject *_decode_failed(self, Account *account, rd_kafka_message_t *message, void **found) except? NULL
+    cdef bint _plain_result(self, Account *account, rd_kafka_message_t *message, Route route,
+                            object result) except -1
+    cdef object _tombstone(self, Account *account, rd_kafka_message_t *message)
+    cdef int _failed(self, Account *account, rd_kafka_message_t *message, str stage, object error) except -1
+    cdef int _error_row(self, rd_kafka_message_t *message) except -1
+    cdef int _release(self) noexcept

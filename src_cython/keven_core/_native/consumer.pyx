@@ -1,0 +1,703 @@
+"""The consumer's hot path: fetch a batch without the GIL, then identify, look up, decode, call and account each record.
+
+Ownership: a Consumer owns its fetched messages and frees each exactly once, in finish_batch() or close(); a large
+value that a handler keeps is handed to its Payload instead.
+Threads: one owner thread calls everything but wake(), `closed` and what Membership gives to any thread.
+
+Delivery: at-least-once. A record's offset is stored only when all of its handlers have returned (or its dead-letter
+copy is confirmed), once per batch and partition; librdkafka commits what is stored in the background.
+"""
+
+cimport cython
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
+from libc.stdint cimport int64_t, uint8_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport strcmp
+
+from keven_core._native.context cimport context_changed
+from keven_core._native.dispatch cimport DispatchTable, Route
+from keven_core._native.handle cimport error_of, error_of_object, free_partition_list, new_conf
+from keven_core._native.library cimport alive, api
+from keven_core._native.membership cimport REACHED, UNBOUNDED, Account, Membership
+from keven_core._native.message cimport Payload, record_of
+from rdkafka cimport *
+
+import contextvars
+import time
+import warnings
+
+from keven_core.kafka import errors
+
+cdef extern from "Python.h":
+    PyObject *PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size)
+    void PyErr_Fetch(PyObject **type, PyObject **value, PyObject **traceback)
+    void PyErr_NormalizeException(PyObject **type, PyObject **value, PyObject **traceback)
+    void PyErr_SetObject(object type, object value)
+    int PyException_SetTraceback(PyObject *value, PyObject *traceback)
+    int PyContext_Enter(object context) except -1
+    int PyContext_Exit(object context) except -1
+
+cdef extern from *:
+    """
+    #define keven_prefetch(p) __builtin_prefetch((p), 0, 3)
+
+    #define KEVEN_CONVENTION (METH_VARARGS | METH_FASTCALL | METH_NOARGS | METH_O | METH_KEYWORDS | METH_METHOD)
+    typedef PyObject *(*keven_fastcall)(PyObject *, PyObject *const *, Py_ssize_t);
+
+    /* callable(arg) without the detours that PyObject_CallOneArg takes to it: a bound method's function is called with
+       its self (the handler), a C method by its pointer (the decoder). Anything else goes the usual way. */
+    static inline PyObject *keven_call(PyObject *callable, PyObject *arg) {
+        PyObject *args[3] = {NULL, NULL, arg};
+        if (PyMethod_Check(callable)) {
+            PyObject *function = PyMethod_GET_FUNCTION(callable);
+            vectorcallfunc call = PyVectorcall_Function(function);
+            if (call != NULL) {
+                args[1] = PyMethod_GET_SELF(callable);
+                return call(function, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+            }
+        } else if (PyCFunction_CheckExact(callable)
+                   && (PyCFunction_GET_FLAGS(callable) & KEVEN_CONVENTION) == METH_FASTCALL) {
+            keven_fastcall call = (keven_fastcall)(void (*)(void))PyCFunction_GET_FUNCTION(callable);
+            return call(PyCFunction_GET_SELF(callable), args + 2, 1);
+        }
+        return PyObject_CallOneArg(callable, arg);
+    }
+    """
+    void keven_prefetch(const void *p) nogil
+    PyObject *keven_call(PyObject *callable, PyObject *arg)
+
+
+cdef enum:
+    # Values from here on are shared with their message instead of copied (benchmarks/payload_threshold.py).
+    SHARE_FROM = 32768
+    # How many records ahead of the current one the payload is asked for: their lines are in the other core's cache,
+    # 0.2 us away. Measured: 4 to 8 are alike, 2 is too late.
+    AHEAD = 6
+    # Shorter values can be neither too large nor dangerously deep, so they are decoded unchecked.
+    UNCHECKED = 512
+
+# What run() returns when the context of the calling task has been changed by a handler: the task has to be replaced.
+RETIRE = object()
+
+
+cdef void _answer_while_closing(rd_kafka_t *rk, rd_kafka_event_t *event) noexcept nogil:
+    # librdkafka waits for an answer to each rebalance before it leaves the group; during close any unassign is total.
+    cdef rd_kafka_error_t *error
+    cdef const char *protocol = api.rebalance_protocol(rk)
+    if (protocol != NULL and strcmp(protocol, b"COOPERATIVE") == 0
+            and api.event_error(event) == RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS):
+        error = api.incremental_unassign(rk, api.event_topic_partition_list(event))
+        if error != NULL:
+            api.error_destroy(error)
+    else:
+        api.assign(rk, NULL)
+
+
+cdef void _restore_exception(object error) noexcept:
+    """Set `error` as the exception that the C caller finds."""
+    PyErr_SetObject(type(error), error)
+
+
+cdef object _take_exception():
+    """The exception that is set, normalized and cleared, with its traceback."""
+    cdef PyObject *type = NULL
+    cdef PyObject *value = NULL
+    cdef PyObject *traceback = NULL
+    PyErr_Fetch(&type, &value, &traceback)
+    PyErr_NormalizeException(&type, &value, &traceback)
+    if traceback != NULL:
+        PyException_SetTraceback(value, traceback)
+    error = <object>value
+    Py_XDECREF(type)
+    Py_XDECREF(value)
+    Py_XDECREF(traceback)
+    return error
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class Consumer(Membership):
+    """A Kafka consumer with its batch, its accounts and its dispatch table.
+
+    Arguments:
+        options: librdkafka settings, str to str; offset store, log queue and callbacks are set here.
+        table: the frozen DispatchTable; None: no dispatch (raw drain).
+        on_failure: called as on_failure(record, stage, error) for a record that failed ("decode" or "handle"), in the
+            owner's thread. It must have submitted the record's copy when it returns; a true result ends the batch
+            after this record. What it raises ends the batch before this record, which is then not accounted.
+        batch_size: messages per batch.
+        store_offsets: false: offsets are neither stored nor committed.
+        context: the contextvars.Context that handlers see a copy of; None: a copy of the current one.
+    """
+
+    def __cinit__(self):
+        self.queue = NULL
+        self.messages = NULL
+        self.row_errors = []
+        self.kind = "consumer"
+
+    def __init__(self, dict options not None, DispatchTable table=None, on_failure=None, *, Py_ssize_t batch_size=200,
+                 bint store_offsets=True, context=None):
+        cdef rd_kafka_conf_t *conf
+        if self.handle is not None:
+            raise errors.UsageError("a Consumer can't be initialized twice")
+        self.table = table if table is not None else DispatchTable()
+        self.on_failure = on_failure
+        self.batch_size = batch_size
+        self.store_offsets = store_offsets
+        self.base_context = contextvars.copy_context() if context is None else context
+        self.messages = <rd_kafka_message_t **>calloc(batch_size, sizeof(void *))
+        if self.messages == NULL:
+            raise MemoryError()
+        conf = new_conf({**options, "enable.auto.offset.store": "false", "log.queue": "true"})
+        self._take_callbacks(conf)
+        api.conf_set_events(conf, RD_KAFKA_EVENT_LOG | RD_KAFKA_EVENT_ERROR | RD_KAFKA_EVENT_STATS
+                            | RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH)
+        self._start(RD_KAFKA_CONSUMER, conf)
+        with nogil:
+            self.queue = api.queue_get_consumer(self.handle.rk)
+        if self.queue == NULL:
+            self.closed = True  # nothing to leave
+            raise errors.ConfigurationError("a consumer needs group.id, also when it does not join the group")
+        with nogil:
+            api.queue_io_event_enable(self.queue, self.wake_write, b"c", 1)
+        alive.queues += 1
+
+    def __dealloc__(self):
+        if not self.closed and self.handle is not None and not self.handle.forked():
+            warnings.warn(f"unclosed consumer {self!r}: call close()", ResourceWarning, stacklevel=1)
+        if self.handle is not None and not self.handle.forked():
+            self._release()
+            self._drop_consumer_queue()
+            self._drop_queues()
+        free(self.messages)
+
+    cdef void _drop_consumer_queue(self) noexcept:
+        if self.queue != NULL:
+            with nogil:
+                api.queue_io_event_enable(self.queue, -1, NULL, 0)
+                api.queue_destroy(self.queue)
+            self.queue = NULL
+            alive.queues -= 1
+
+    # --- fetch --------------------------------------------------------------------------------------------------------
+
+    def fetch(self, int timeout_ms, int linger_ms=0):
+        """Take a batch of up to `batch_size` messages; returns how many.
+
+        Waits up to `timeout_ms` for the first message (0: not at all) and then up to `linger_ms` for a fuller batch,
+        GIL released; returns early when woken. Signal handlers run on return. The batch in hand must be finished.
+        """
+        cdef ssize_t n
+        cdef ssize_t more
+        self._rk()
+        if self.count:
+            raise errors.InternalError("fetch() with a batch in hand")
+        self.polls += 1
+        # rdkafka.h: the call returns when the array is full *or* the timeout has passed, so it is never given one to
+        # wait with: the queue's I/O event wakes the pipe instead.
+        with nogil:
+            n = api.consume_batch_queue(self.queue, 0, self.messages, self.batch_size)
+        if n == 0 and timeout_ms != 0 and self.notes.first == NULL:
+            self._wait(timeout_ms)
+            with nogil:
+                n = api.consume_batch_queue(self.queue, 0, self.messages, self.batch_size)
+        if n < 0:
+            raise errors.InternalError("rd_kafka_consume_batch_queue failed")
+        alive.messages += n
+        self.count = n
+        if linger_ms > 0 and 0 < n < self.batch_size and self.notes.first == NULL:
+            with nogil:
+                more = api.consume_batch_queue(self.queue, linger_ms, self.messages + n, self.batch_size - n)
+            if more > 0:
+                alive.messages += more
+                self.count += more
+        return self.count
+
+    def top_up(self):
+        """Add what has come meanwhile to a batch in hand of which nothing was handled yet; never waits."""
+        cdef ssize_t more
+        self._rk()
+        if self.index == 0 and self.count < self.batch_size and self.notes.first == NULL:
+            with nogil:
+                more = api.consume_batch_queue(self.queue, 0, self.messages + self.count, self.batch_size - self.count)
+            if more > 0:
+                alive.messages += more
+                self.count += more
+        return self.count
+
+    def drain(self, Py_ssize_t wanted, int timeout_ms):
+        """Take and free `wanted` messages without looking at them; returns how many came within the time.
+
+        The ceiling that benchmarks/consume.py compares with: one C loop, GIL released.
+        """
+        cdef Py_ssize_t got = 0
+        cdef ssize_t n, i
+        self._rk()
+        deadline = time.monotonic() + timeout_ms / 1000
+        while got < wanted:
+            with nogil:
+                while got < wanted:
+                    n = api.consume_batch_queue(self.queue, 0, self.messages, self.batch_size)
+                    if n <= 0:
+                        break
+                    for i in range(n):
+                        if self.messages[i].err == 0:
+                            got += 1
+                        api.message_destroy(self.messages[i])
+            if got < wanted:
+                if self.notes.first != NULL:
+                    return got
+                self._wait(100)
+                if time.monotonic() > deadline:
+                    break
+        return got
+
+    # --- handle -------------------------------------------------------------------------------------------------------
+
+    def run(self):
+        """Handle the records of the batch in hand, in this thread; all routes must be synchronous.
+
+        Each record sees a copy of the context in which the consumer was made. An exception that is not an Exception
+        (KeyboardInterrupt, SystemExit) passes through, and its record is not accounted.
+        """
+        self.context = self.base_context.copy()
+        self.in_task = False
+        PyContext_Enter(self.context)
+        try:
+            if self._run() is not None:
+                raise errors.InternalError("a coroutine in a synchronous run")
+        finally:
+            PyContext_Exit(self.context)
+
+    def run_in_task(self, context):
+        """Handle records of the batch in hand until one has to be awaited.
+
+        Called in the worker task, whose contextvars.Context is `context` (None where that can't be known: Python 3.10).
+        Returns a coroutine, which the task awaits before it calls this again (or failed(), if it raised); None when the
+        batch is through; RETIRE when a handler has changed the context, so that a fresh task has to go on.
+        """
+        self.context = context
+        self.in_task = True
+        if self.awaiting:
+            self.awaiting = False
+            self.current.done += 1
+            self._advance(self.current, self._in_hand())
+        return self._run()
+
+    def failed(self, error):
+        """Account the record in hand as failed: the coroutine that run_in_task() returned has raised `error`."""
+        if not self.awaiting:
+            raise errors.InternalError("failed() with no record in hand")
+        self.awaiting = False
+        self._failed(self.current, self._in_hand(), "handle", error)
+
+    def record_in_hand(self):
+        """The Record that is being handled now; raises LookupError when there is none."""
+        if self.index >= self.count:
+            raise LookupError("no record is being handled")
+        return record_of(self._in_hand())
+
+    cdef rd_kafka_message_t *_in_hand(self) noexcept:
+        return self.messages[self.index] if self.payload is None else self.payload.message
+
+    cdef inline void _advance(self, Account *account, rd_kafka_message_t *message) noexcept:
+        """The record in hand is accounted: its offset may be stored at the end of the batch."""
+        account.next_offset = message.offset + 1
+        if self.payload is None:
+            account.last = message
+        else:
+            # A shared value's message may be gone before the batch ends, so its epoch is read now.
+            account.leader_epoch = api.message_leader_epoch(message)
+            account.last = NULL
+            self.payload = None
+        self.index += 1
+
+    cdef object _run(self):
+        cdef Py_ssize_t count = self.count
+        cdef rd_kafka_message_t *message
+        cdef const char *ahead
+        cdef Account *account
+        cdef DispatchTable table = self.table
+        cdef Route route
+        cdef void *found
+        cdef PyObject *value
+        cdef PyObject *result
+        cdef bint named = False
+        while self.index < count and not self.ended:
+            if context_changed(self.context, self.base_context):
+                if self.in_task:
+                    return RETIRE
+                PyContext_Exit(self.context)
+                self.context = self.base_context.copy()
+                PyContext_Enter(self.context)
+
+            message = self.messages[self.index]
+            if self.index + AHEAD < count:
+                ahead = <const char *>self.messages[self.index + AHEAD].payload
+                keven_prefetch(ahead)
+                keven_prefetch(ahead + 64)
+                keven_prefetch(ahead + 128)
+                keven_prefetch(ahead + 192)
+
+            account = self.current
+            if message.err != 0 or message.rkt != self.current_rkt or message.partition != account.partition:
+                if message.err != 0:
+                    self._error_row(message)
+                    self.index += 1
+                    continue
+                account = self._account(message)
+                if account == NULL:
+                    self.index += 1
+                    continue
+            if account.end_offset != UNBOUNDED:
+                if message.offset >= account.end_offset:
+                    account.end_offset = REACHED
+                if account.end_offset == REACHED:
+                    self.index += 1
+                    continue
+            account.received += 1
+
+            # Identify and look up. `found` is borrowed from the table.
+            found = account.bound
+            if message.payload == NULL:
+                pending = self._tombstone(account, message)
+                if pending is not None:
+                    return pending
+                continue
+            if found == NULL:
+                found = table.peek(<const char *>message.payload, message.len, &named)
+                if found == NULL:
+                    if named and table.unnamed is None:
+                        account.skipped += 1
+                        self._advance(account, message)
+                        continue
+                    found = self._identify(account, message, named)
+                    if found == NULL:
+                        continue
+            route = <Route>found
+
+            # Decode.
+            if message.len > UNCHECKED and not route.raw and not self._acceptable(account, message):
+                continue
+            if message.len < SHARE_FROM or route.raw:
+                value = PyBytes_FromStringAndSize_raw(<const char *>message.payload, message.len)
+                if value == NULL:
+                    raise MemoryError()
+            else:
+                self.payload = Payload.adopt(self.handle, message)
+                self.messages[self.index] = NULL
+                value = <PyObject *>self.payload
+                Py_INCREF(<object>value)
+            if not route.raw:
+                result = self._decode(route, value, message)
+                Py_DECREF(<object>value)
+                value = result
+                if value == NULL:
+                    value = self._decode_failed(account, message, &found)
+                    if value == NULL:
+                        continue
+                    route = <Route>found
+
+            # Call.
+            if route.with_topic:
+                result = self._call_with_topic(route, message, value)
+            else:
+                result = keven_call(<PyObject *>route.call, value)
+            Py_DECREF(<object>value)
+            if result == NULL:
+                error = _take_exception()
+                self._failed(account, message, "handle", error)
+            elif route.is_async:
+                pending = <object>result
+                Py_DECREF(pending)
+                self.awaiting = True
+                return pending
+            elif result == <PyObject *>None or self._plain_result(account, message, route, <object>result):
+                Py_DECREF(<object>result)
+                account.done += 1
+                self._advance(account, message)
+            else:
+                Py_DECREF(<object>result)
+        return None
+
+    cdef inline PyObject *_decode(self, Route route, PyObject *value, rd_kafka_message_t *message) noexcept:
+        """A new reference to the decoded value, or NULL with the exception set."""
+        if message.len and (<uint8_t *>message.payload)[0] < 0x80:
+            return keven_call(<PyObject *>route.decode_json, value)
+        return keven_call(<PyObject *>route.decode_msgpack, value)
+
+    cdef PyObject *_call_with_topic(self, Route route, rd_kafka_message_t *message, PyObject *value) noexcept:
+        cdef PyObject *result = NULL
+        try:
+            outcome = route.call(<object>value, topic=api.topic_name(message.rkt).decode())
+            result = <PyObject *>outcome
+            Py_INCREF(outcome)
+            return result
+        except BaseException as error:
+            _restore_exception(error)
+            return NULL
+
+    cdef void *_identify(self, Account *account, rd_kafka_message_t *message, bint named) except? NULL:
+        """The slow way to a Route, for what peek() could not decide; NULL: the record has been accounted for."""
+        cdef Route route
+        if named:
+            return <void *>self.table.unnamed
+        try:
+            route = self.table.identify(<const char *>message.payload, message.len, message, None)
+        except errors.UndecodableError as error:
+            self._failed(account, message, "decode", error)
+            return NULL
+        if route is None:
+            account.skipped += 1
+            self._advance(account, message)
+            return NULL
+        return <void *>route  # kept by the table
+
+    cdef bint _acceptable(self, Account *account, rd_kafka_message_t *message) except -1:
+        try:
+            self.table.check(<const char *>message.payload, message.len)
+        except errors.UndecodableError as error:
+            self._failed(account, message, "decode", error)
+            return False
+        return True
+
+    cdef PyObject *_decode_failed(self, Account *account, rd_kafka_message_t *message, void **found) except? NULL:
+        """Decoding has raised. Tries the event that the value itself names; NULL: the record has been accounted for."""
+        cdef Route route = <Route>found[0]
+        error = _take_exception()
+        if isinstance(error, MemoryError) or not isinstance(error, Exception):
+            raise error
+        if message.len == 0:
+            error = errors.UndecodableError("the value is empty")
+        elif account.bound != NULL:
+            other = self.table.other_route(route, <const char *>message.payload, message.len)
+            if other is False:
+                account.skipped += 1
+                self._advance(account, message)
+                return NULL
+            if other is not None:
+                try:
+                    event = self.table.decode(
+                        other, PyBytes_FromStringAndSize(<const char *>message.payload, message.len),
+                        <const char *>message.payload)
+                except MemoryError:
+                    raise
+                except Exception as second:
+                    error = second
+                else:
+                    found[0] = <void *>other
+                    Py_INCREF(event)
+                    return <PyObject *>event
+        if not isinstance(error, errors.UndecodableError):
+            cause = error
+            error = errors.UndecodableError(f"{route.name}: {type(cause).__name__}: {cause}")
+            error.__cause__ = cause
+        self._failed(account, message, "decode", error)
+        return NULL
+
+    cdef bint _plain_result(self, Account *account, rd_kafka_message_t *message, Route route, object result) except -1:
+        """Whether a synchronous handler's result can be ignored. Work that has only been prepared can't."""
+        cdef bint generator = hasattr(result, "__next__") or hasattr(result, "__anext__")
+        if not generator and not hasattr(result, "__await__"):
+            return True
+        if hasattr(result, "close"):
+            result.close()
+        advice = "it has a `yield`, so calling it runs nothing" if generator else "declare it `async def`"
+        self._failed(account, message, "handle", errors.UsageError(
+            f"the handler of {route.name} returned {type(result).__name__} instead of doing its work: {advice}"))
+        return False
+
+    cdef object _tombstone(self, Account *account, rd_kafka_message_t *message):
+        """Account a null value, or hand its Record to the handler that asked for tombstones; may return a coroutine."""
+        cdef rd_kafka_headers_t *headers = NULL
+        cdef const void *name = NULL
+        cdef size_t size = 0
+        cdef void *found = account.bound
+        if (found == NULL and api.message_headers(message, &headers) == 0
+                and api.header_get_last(headers, b"event_name", &name, &size) == 0 and name != NULL):
+            found = self.table.find(<const char *>name, size)
+        if found == NULL or (<Route>found).on_tombstone is None:
+            account.tombstones += 1
+            self._advance(account, message)
+            return None
+        try:
+            result = (<Route>found).on_tombstone(record_of(message))
+        except Exception as error:
+            self._failed(account, message, "handle", error)
+            return None
+        if (<Route>found).tombstone_is_async:
+            self.awaiting = True
+            return result
+        if result is None or self._plain_result(account, message, <Route>found, result):
+            account.done += 1
+            self._advance(account, message)
+        return None
+
+    cdef int _failed(self, Account *account, rd_kafka_message_t *message, str stage, object error) except -1:
+        """Hand a failed record over. It is accounted only when on_failure returns: then its copy has been submitted."""
+        if not isinstance(error, Exception):
+            raise error
+        ends = self.on_failure(record_of(message), stage, error)
+        account.dead += 1
+        if account.failed_from < 0:
+            account.failed_from = message.offset
+        self._advance(account, message)
+        if ends:
+            self.ended = True
+        return 0
+
+    cdef int _error_row(self, rd_kafka_message_t *message) except -1:
+        """A row that is not a message: the end of a partition, or an error of a topic or partition."""
+        cdef Account *account
+        topic = api.topic_name(message.rkt).decode() if message.rkt != NULL else None
+        if message.err == RD_KAFKA_RESP_ERR__PARTITION_EOF:
+            account = self._account_of(topic, message.partition)
+            if account.end_offset >= 0 and message.offset >= account.end_offset:
+                account.end_offset = REACHED
+            return 0
+        where = f"{topic} [{message.partition}]" if topic else "consumer"
+        # The text of an error row is NUL-terminated (rdkafka.h, rd_kafka_message_errstr).
+        error = error_of(message.err, where, <const char *>message.payload, False)
+        self.row_errors.append((topic, message.partition, error))
+        return 0
+
+    def take_errors(self):
+        """Errors of topics and partitions since the last call, as (topic or None, partition, KafkaError) tuples."""
+        found = self.row_errors
+        if found:
+            self.row_errors = []
+        return found
+
+    # --- finish -------------------------------------------------------------------------------------------------------
+
+    def finish_batch(self, bint confirmed=True):
+        """Store the offsets of what was accounted, then free the batch; returns how many offsets were stored.
+
+        `confirmed` says that the broker has acknowledged the copies of all failed records; if not, the offset of a
+        partition stays at its first failed record.
+        """
+        cdef Account *account
+        cdef rd_kafka_topic_partition_list_t *parts = NULL
+        cdef rd_kafka_topic_partition_t *part
+        cdef int64_t offset
+        cdef int i, stored = 0
+        try:
+            for address in self.touched:
+                account = <Account *><uintptr_t>address
+                account.touched = False
+                if account.last != NULL:
+                    account.leader_epoch = api.message_leader_epoch(account.last)
+                    account.last = NULL
+                offset = account.next_offset
+                if account.failed_from >= 0:
+                    if not confirmed:
+                        offset = account.failed_from
+                    account.failed_from = -1
+                if not self.store_offsets or not account.assigned or offset <= account.stored_offset:
+                    continue
+                if parts == NULL:
+                    parts = api.topic_partition_list_new(len(self.touched))
+                    alive.partition_lists += 1
+                part = api.topic_partition_list_add(parts, account.topic, account.partition)
+                part.offset = offset
+                # Without the epoch a truncated log can't be noticed after a restart (librdkafka#4442).
+                api.topic_partition_set_leader_epoch(part, account.leader_epoch)
+                part.opaque = account
+            if parts != NULL:
+                with nogil:
+                    api.offsets_store(self.handle.rk, parts)
+                for i in range(parts.cnt):
+                    # A partition that has just been taken away refuses: expected, its records come again elsewhere.
+                    if parts.elems[i].err != 0:
+                        self.store_refused += 1
+                    else:
+                        (<Account *>parts.elems[i].opaque).stored_offset = parts.elems[i].offset
+                        stored += 1
+        finally:
+            free_partition_list(parts)
+            self._release()
+        return stored
+
+    cdef int _release(self) noexcept:
+        """Free the batch in hand. Records that were not accounted come again."""
+        cdef Py_ssize_t i
+        cdef Py_ssize_t freed = 0
+        if self.touched is not None and self.touched:
+            for address in self.touched:
+                (<Account *><uintptr_t>address).touched = False
+                (<Account *><uintptr_t>address).last = NULL
+            self.touched.clear()
+        self.payload = None
+        self.awaiting = False
+        self.ended = False
+        self.current = &self.nowhere
+        self.current_rkt = NULL
+        with nogil:
+            for i in range(self.count):
+                if self.messages[i] != NULL:
+                    api.message_destroy(self.messages[i])
+                    freed += 1
+        alive.messages -= freed
+        self.count = self.index = 0
+        return 0
+
+    def serve(self):
+        """Events of the main queue since the last call, or None: see Client._serve for the tuples."""
+        self._rk()
+        return self._serve()
+
+    # --- end ----------------------------------------------------------------------------------------------------------
+
+    def close(self, int timeout_ms=10_000):
+        """Leave the group and free everything; returns whether that was confirmed within `timeout_ms`.
+
+        The batch in hand is dropped (its unaccounted records come again). A broker that does not answer is not waited
+        for past the deadline: the client is abandoned, False returned. May be called twice.
+        """
+        cdef rd_kafka_queue_t *queue
+        cdef rd_kafka_event_t *event
+        cdef rd_kafka_error_t *error
+        cdef rd_kafka_t *rk
+        cdef int closed = 0
+        cdef int64_t left
+        if self.closed:
+            return True
+        rk = self._rk()
+        deadline = time.monotonic() + timeout_ms / 1000
+        self._release()
+        with nogil:
+            queue = api.queue_new(rk)
+        self._drop_consumer_queue()
+        with nogil:
+            error = api.consumer_close_queue(rk, queue)
+        if error != NULL:
+            failure = error_of_object(error, "close")
+            closed = failure.fatal or failure.code == RD_KAFKA_RESP_ERR__STATE
+        try:
+            while not closed:
+                with nogil:
+                    # As events: what was still being fetched arrives here too, and has no callback.
+                    event = api.queue_poll(queue, 20)
+                    if event != NULL:
+                        if api.event_type(event) == RD_KAFKA_EVENT_REBALANCE:
+                            _answer_while_closing(rk, event)
+                        api.event_destroy(event)
+                    closed = api.consumer_closed(rk)
+                if not closed and time.monotonic() > deadline:
+                    break
+        finally:
+            self.closed = True
+            if not closed:
+                self.handle.abandoned = True
+            with nogil:
+                api.queue_destroy(queue)
+            self._drop_queues()
+            self._unassign_all()
+        if closed:
+            left = max(100, <int64_t>((deadline - time.monotonic()) * 1000))
+            closed = self.handle.destroy(left)
+        self.handle = None
+        return bool(closed)

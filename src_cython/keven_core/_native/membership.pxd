@@ -1,0 +1,81 @@
+"""Declarations of membership.pyx: accounts, notes and the base class of Consumer."""
+
+from libc.stdint cimport int32_t, int64_t, uint64_t
+
+from keven_core._native.dispatch cimport DispatchTable
+from keven_core._native.handle cimport Client
+from rdkafka cimport *
+
+
+cdef enum:
+    # Values of Account.end_offset that are not offsets.
+    UNBOUNDED = -1
+    REACHED = -2
+
+
+cdef struct Account:
+    # One per partition that this consumer has ever been assigned; freed with the consumer.
+    char *topic
+    int32_t partition
+    bint assigned
+    bint touched            # has records accounted in the batch in hand
+    int32_t leader_epoch    # of the last accounted record; -1 unknown
+    int64_t next_offset     # last accounted + 1; -1 none yet
+    int64_t stored_offset
+    int64_t committed_offset
+    int64_t failed_from     # first dead-lettered offset whose copy is not confirmed yet; -1 none
+    int64_t end_offset      # a bounded run ends here; or UNBOUNDED, REACHED
+    uint64_t received
+    uint64_t done
+    uint64_t skipped
+    uint64_t tombstones
+    uint64_t dead
+    uint64_t stale
+    rd_kafka_message_t *last
+    void *bound             # the Route of the topic, borrowed from the table; NULL: identify each record
+
+
+cdef struct AccountSlot:
+    rd_kafka_topic_t *rkt
+    int32_t partition
+    Account *account
+
+
+cdef struct Note:
+    # What a callback saw, for the owner: linked, oldest first.
+    int kind
+    int err
+    bint lost
+    rd_kafka_topic_partition_list_t *parts
+    Note *next
+
+
+cdef struct Notes:
+    Note *first
+    Note *last
+
+
+cdef class Membership(Client):
+    cdef DispatchTable table
+    cdef dict accounts          # (topic, partition) -> address of its Account
+    cdef list touched           # addresses of the Accounts of the batch in hand
+    cdef Py_ssize_t count       # messages in hand
+    cdef Notes notes
+    cdef AccountSlot *slots     # accounts by topic handle and partition: emptied at each rebalance
+    cdef uint64_t slot_mask
+    cdef uint64_t slot_count
+    cdef Account *current       # of the record in hand; &nowhere when there is none
+    cdef Account nowhere
+    cdef rd_kafka_topic_t *current_rkt
+    cdef readonly uint64_t generation
+
+    cdef void _take_callbacks(self, rd_kafka_conf_t *conf) noexcept
+    cdef void _free_accounts(self) noexcept
+    cdef int _on_commit_result(self, rd_kafka_event_t *event) except -1
+    cdef Account *_account_of(self, str topic, int32_t partition) except NULL
+    cdef void _forget_topics(self) noexcept
+    cdef int _remember(self, rd_kafka_topic_t *rkt, int32_t partition, Account *account) except -1
+    cdef Account *_account(self, rd_kafka_message_t *message) except? NULL
+    cdef void _committed(self, rd_kafka_topic_partition_list_t *parts, int code)
+    cdef void _unassign_all(self)
+    cdef bint _incremental(self)

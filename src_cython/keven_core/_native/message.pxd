@@ -1,0 +1,27 @@
+"""Declarations of message.pyx."""
+
+from rdkafka cimport *
+
+from keven_core._native.handle cimport Handle
+
+
+cdef class Payload:
+    cdef Handle handle
+    cdef rd_kafka_message_t *message
+
+    @staticmethod
+    cdef Payload adopt(Handle handle, rd_kafka_message_t *message)
+
+
+cdef class Record:
+    cdef readonly str topic
+    cdef readonly int partition
+    cdef readonly long long offset
+    cdef readonly long long timestamp_ms
+    cdef readonly int timestamp_type
+    cdef readonly object key
+    cdef readonly object value
+    cdef readonly list headers
+
+
+cdef Record record_of(rd_kafka_message_t *message)
