@@ -1,0 +1,98 @@
+"""Kafka messaging of keven_core: events, handlers, servers and loggers; each is imported when it is first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keven_core._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer, PrintRunner, Runner, TopicPartition
+    from keven_core.kafka.abstracts.event_handler import EventHandler, EventHandlerMeta, event_handler
+    from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
+    from keven_core.kafka.abstracts.message_server import MessageReceiverServer
+    from keven_core.kafka.config import Settings
+    from keven_core.kafka.events.event import Event, EventNames, GenericEvent
+    from keven_core.kafka.events.publisher import EventPublisher
+    from keven_core.kafka.events.runner import EventRunner
+    from keven_core.kafka.events.server import (
+        setup_event_listener,
+        start_all_events_receiver_server,
+        start_all_events_receiver_server_async,
+        start_events_receiver_process,
+        start_events_receiver_server,
+        start_events_receiver_server_async,
+    )
+    from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+    from keven_core.kafka.record import current_record
+
+__all__ = [
+    "AllEventsReceiverServer",
+    "Event",
+    "EventHandler",
+    "EventHandlerMeta",
+    "EventNames",
+    "EventPublisher",
+    "EventReceiverServer",
+    "EventRunner",
+    "GenericEvent",
+    "KafkaBatchLogger",
+    "KafkaConsumerServer",
+    "KafkaLogger",
+    "MessageReceiverServer",
+    "PrintRunner",
+    "Runner",
+    "Settings",
+    "TopicPartition",
+    "current_record",
+    "event_handler",
+    "setup_event_listener",
+    "start_all_events_receiver_server",
+    "start_all_events_receiver_server_async",
+    "start_events_receiver_process",
+    "start_events_receiver_server",
+    "start_events_receiver_server_async",
+]
+
+__getattr__, __dir__ = lazy_attributes(
+    __name__,
+    {
+        "keven_core.kafka.abstracts.consumer_server": (
+            "KafkaConsumerServer",
+            "PrintRunner",
+            "Runner",
+            "TopicPartition",
+        ),
+        "keven_core.kafka.abstracts.event_handler": (
+            "EventHandler",
+            "EventHandlerMeta",
+            "event_handler",
+        ),
+        "keven_core.kafka.abstracts.eventreceiver_server": (
+            "AllEventsReceiverServer",
+            "EventReceiverServer",
+        ),
+        "keven_core.kafka.abstracts.message_server": ("MessageReceiverServer",),
+        "keven_core.kafka.events.event": (
+            "Event",
+            "EventNames",
+            "GenericEvent",
+        ),
+        "keven_core.kafka.events.publisher": ("EventPublisher",),
+        "keven_core.kafka.events.runner": ("EventRunner",),
+        "keven_core.kafka.events.server": (
+            "setup_event_listener",
+            "start_all_events_receiver_server",
+            "start_all_events_receiver_server_async",
+            "start_events_receiver_process",
+            "start_events_receiver_server",
+            "start_events_receiver_server_async",
+        ),
+        "keven_core.kafka.config": ("Settings",),
+        "keven_core.kafka.logger": (
+            "KafkaBatchLogger",
+            "KafkaLogger",
+        ),
+        "keven_core.kafka.record": ("current_record",),
+    },
+)

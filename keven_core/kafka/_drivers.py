@@ -1,0 +1,301 @@
+"""Carries out the steps of a session: in the calling thread, or in a worker task of an event loop.
+
+A session is a generator that yields operations and is told their results; what they mean is decided there. Here is only
+how each is done: blocking calls go straight through in the sync driver and to a thread in the async one, waiting is a
+poll of the consumer's pipe or a reader of the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import threading
+from collections.abc import Callable, Generator
+from concurrent import futures
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from keven_core._native.consumer import Consumer
+
+__all__ = [
+    "FETCH",
+    "WORK",
+    "Call",
+    "Hook",
+    "Steps",
+    "Stopped",
+    "escaped_cancellation",
+    "fulfil",
+    "run_async",
+    "run_sync",
+]
+
+# How long an idle server sleeps at a time. Sync: bounds the delay of a signal that another thread received.
+_SYNC_SLICE_MS = 100
+_ASYNC_SLICE_S = 0.5
+
+Steps = Generator[Any, Any, None]
+
+# Take a batch; the result is how many messages.
+FETCH = object()
+# Handle the batch in hand.
+WORK = object()
+
+
+@dataclass
+class Call:
+    """Call a function that may block; `patient`: for so long that stop() must be able to interrupt the wait."""
+
+    func: Callable[[], Any]
+    patient: bool = False
+
+
+@dataclass
+class Hook:
+    """Call a function of the service, sync or async, where its handlers run."""
+
+    func: Callable[[], Any]
+
+
+class Stopped(BaseException):
+    """Raised into the steps when stop() interrupts a patient call; `call` is that call, which goes on in its thread."""
+
+    def __init__(self, call: futures.Future[Any] | None = None) -> None:
+        super().__init__()
+        self.call = call
+
+
+class Steppable(Protocol):
+    """What a driver needs of a session."""
+
+    consumer: Consumer | None
+    stopping: bool
+    batch_timeout_ms: int
+    base_context: contextvars.Context
+
+    def steps(self) -> Steps:
+        """The operations of the run."""
+
+    def stop(self) -> None:
+        """Ask the run to end."""
+
+
+def fulfil(future: futures.Future[Any], func: Callable[[], Any]) -> None:
+    """Settle `future` with what `func` returns or raises."""
+    try:
+        future.set_result(func())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+# --- sync ------------------------------------------------------------------------------------------------------------
+
+
+def run_sync(session: Steppable) -> None:
+    """Run a session in this thread until its end. Raises what ended it."""
+    steps = session.steps()
+    value: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            step = steps.send(value) if error is None else steps.throw(error)
+        except StopIteration:
+            return
+        value = error = None
+        try:
+            if step is FETCH:
+                value = session.consumer.fetch(_SYNC_SLICE_MS, session.batch_timeout_ms)  # type: ignore[union-attr]
+            elif step is WORK:
+                session.consumer.run()  # type: ignore[union-attr]
+            elif isinstance(step, Hook):
+                _run_hook(step.func)
+            elif step.patient:
+                value = _wait_patiently(session, step.func)
+            else:
+                value = step.func()
+        except BaseException as raised:
+            error = raised
+
+
+def _run_hook(func: Callable[[], Any]) -> None:
+    result = func()
+    if inspect.isawaitable(result):
+        asyncio.run(_await(result))
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+def _wait_patiently(session: Steppable, func: Callable[[], Any]) -> Any:
+    future: futures.Future[Any] = futures.Future()
+    threading.Thread(target=fulfil, args=(future, func), daemon=True, name="keven-wait").start()
+    while not futures.wait([future], timeout=_SYNC_SLICE_MS / 1000).done:
+        if session.stopping:
+            raise Stopped(future)
+    return future.result()
+
+
+# --- async -----------------------------------------------------------------------------------------------------------
+
+
+def escaped_cancellation(error: asyncio.CancelledError) -> Exception | None:
+    """What a handler is to be blamed with that let the cancellation of something else escape.
+
+    None: it is the running task itself that is being cancelled. On Python 3.10 these can't be told apart, so every
+    cancellation counts as the task's own.
+    """
+    cancelling: Callable[[], int] | None = getattr(asyncio.current_task(), "cancelling", None)
+    if cancelling is None or cancelling() > 0:
+        return None
+    failure = RuntimeError("the handler let a CancelledError escape without having been cancelled")
+    failure.__cause__ = error
+    return failure
+
+
+async def run_async(session: Steppable) -> None:
+    """Run a session in worker tasks of this loop until its end. Raises what ended it.
+
+    One worker task goes on from record to record; it is replaced only when a handler has changed a context variable, so
+    that the next record starts clean. Cancelling the caller stops the run in order and then cancels; cancelling again
+    cancels the worker, and with it the handler that runs.
+    """
+    driver = _AsyncDriver(session, asyncio.get_running_loop())
+    cancelled = False
+    while not driver.finished:
+        worker = driver.new_worker()
+        while not worker.done():
+            try:
+                await asyncio.wait([worker])
+            except asyncio.CancelledError:
+                if cancelled:
+                    worker.cancel()
+                cancelled = True
+                session.stop()
+        worker.result()
+    if cancelled:
+        raise asyncio.CancelledError
+
+
+class _AsyncDriver:
+    """Where the steps stand, for the worker task that goes on with them."""
+
+    def __init__(self, session: Steppable, loop: asyncio.AbstractEventLoop) -> None:
+        self.finished = False
+        self._session = session
+        self._loop = loop
+        self._steps = session.steps()
+        self._step: Any = None
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._context: contextvars.Context | None = None
+        self._woken: asyncio.Future[None] | None = None
+
+    def new_worker(self) -> asyncio.Task[None]:
+        """A task with a fresh context that goes on where the last one stopped."""
+        context = self._session.base_context.copy()
+        try:
+            worker = self._loop.create_task(self._work(), context=context)  # type: ignore[call-arg]  # Python 3.11
+        except TypeError:
+            # Python 3.10: the task runs in a copy of this context that nobody can name.
+            self._context = None
+            return context.run(self._loop.create_task, self._work())
+        self._context = context
+        return worker
+
+    async def _work(self) -> None:
+        while True:
+            if self._step is None:
+                try:
+                    if self._error is None:
+                        self._step = self._steps.send(self._value)
+                    else:
+                        self._step = self._steps.throw(self._error)
+                except StopIteration:
+                    self.finished = True
+                    return
+                self._value = self._error = None
+            try:
+                if self._step is WORK and not await self._handle_batch():
+                    return  # the next worker goes on with this batch
+                if self._step is not WORK:
+                    self._value = await self._perform(self._step)
+            except BaseException as error:
+                self._error = error
+            self._step = None
+
+    async def _perform(self, step: Any) -> Any:
+        if step is FETCH:
+            return await self._fetch()
+        if isinstance(step, Hook):
+            result = step.func()
+            return await result if inspect.isawaitable(result) else result
+        if step.patient:
+            return await self._wait_patiently(step.func)
+        return await self._loop.run_in_executor(None, step.func)
+
+    async def _handle_batch(self) -> bool:
+        """Handle the batch in hand; false: a handler has changed the context, so a fresh task has to go on."""
+        from keven_core._native.consumer import RETIRE
+
+        consumer, context = self._session.consumer, self._context
+        assert consumer is not None
+        run_in_task = consumer.run_in_task
+        while True:
+            pending = run_in_task(context)
+            if pending is None:
+                # Other tasks of the loop get their turn between two batches.
+                await asyncio.sleep(0)
+                return True
+            if pending is RETIRE:
+                return False
+            try:
+                await pending
+            except Exception as error:
+                consumer.failed(error)
+            except asyncio.CancelledError as error:
+                failure = escaped_cancellation(error)
+                if failure is None:
+                    raise
+                consumer.failed(failure)
+
+    async def _fetch(self) -> int:
+        session, consumer = self._session, self._session.consumer
+        assert consumer is not None
+        count = consumer.fetch(0)
+        if count == 0 and not consumer.noted and not session.stopping:
+            self._woken = self._loop.create_future()
+            fd = consumer.wake_fd
+            self._loop.add_reader(fd, self._on_wake)
+            timer = self._loop.call_later(_ASYNC_SLICE_S, self._on_wake)
+            try:
+                await self._woken
+            finally:
+                timer.cancel()
+                self._loop.remove_reader(fd)
+                self._woken = None
+            count = consumer.fetch(0)
+        if count and session.batch_timeout_ms:
+            await asyncio.sleep(session.batch_timeout_ms / 1000)
+            count = consumer.top_up()
+        return count
+
+    def _on_wake(self) -> None:
+        if self._session.consumer is not None:
+            self._session.consumer.drain_wake()
+        if self._woken is not None and not self._woken.done():
+            self._woken.set_result(None)
+
+    async def _wait_patiently(self, func: Callable[[], Any]) -> Any:
+        # Not in the loop's executor: its end would wait for a call that was given up.
+        answer: futures.Future[Any] = futures.Future()
+        threading.Thread(target=fulfil, args=(answer, func), daemon=True, name="keven-wait").start()
+        future = asyncio.wrap_future(answer)
+        while not future.done():
+            await asyncio.wait([future], timeout=_SYNC_SLICE_MS / 1000)
+            if self._session.stopping and not future.done():
+                future.add_done_callback(lambda done: done.exception())  # its late failure interests nobody
+                raise Stopped(answer)
+        return future.result()

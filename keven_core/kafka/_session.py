@@ -1,0 +1,608 @@
+"""One run of a consumer server, from connect to close, written once for sync and async servers.
+
+`Session.steps()` is a generator that decides; it yields operations and is told their results. The drivers of
+keven_core.kafka._drivers carry them out, so rebalance, settlement and shutdown exist once for both.
+
+Order at the end: finish what was started, store, commit with a deadline, leave the group, free.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from keven_core.kafka import record as record_module
+from keven_core.kafka._drivers import FETCH, WORK, Call, Hook, Steps, Stopped, fulfil
+from keven_core.kafka.config import Settings
+from keven_core.kafka.deadletter import DeadLetterPublisher
+from keven_core.kafka.errors import (
+    AuthorizationError,
+    BrokerUnavailableError,
+    ClosedError,
+    CommitError,
+    ConfigurationError,
+    DeadLetterError,
+    ForkedProcessError,
+    KafkaError,
+    KafkaTimeoutError,
+    OffsetOutOfRangeError,
+    UnknownTopicError,
+    refused_credentials,
+)
+from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
+
+if TYPE_CHECKING:
+    from keven_core._native.consumer import Consumer
+    from keven_core._native.dispatch import DispatchTable
+    from keven_core._native.message import Record
+
+__all__ = ["Plan", "Session", "StartPosition", "TopicPartition"]
+
+logger = logging.getLogger("keven_core.kafka")
+
+# How often events of the main queue (errors, logs, tokens) are looked at while messages keep coming.
+_ATTEND_S = 0.1
+_TOPIC_WAIT_S = 10.0
+_OFFSET_QUERY_MS = 10_000
+_DEAD_LETTER_WAIT_S = 60.0
+_LARGEST_MESSAGE_BYTES = 1_000_000_000  # librdkafka's maximum
+_LOGICAL_OFFSETS = {"stored": -1001, "earliest": -2, "latest": -1}
+
+StartPosition = str | datetime | Mapping[tuple[str, int], int]
+
+
+@dataclass
+class TopicPartition:
+    """A partition as `on_assign_topics` sees it; changing `offset` there changes where it starts."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+@dataclass
+class Plan:
+    """Everything that a run needs, decided before it starts."""
+
+    settings: Settings
+    address: str
+    topics: list[str]
+    optional_topics: set[str]
+    client_id: str
+    group_id: str
+    table: DispatchTable
+    dead_letter_topic: str
+    use_group: bool = True
+    start: StartPosition = "stored"
+    until_end: bool = False
+    no_commit: bool = False
+    timeout_s: float | None = None
+    reraise_exceptions: bool = False
+    log_exceptions: bool = True
+    max_poll_interval_s: float = 180
+    session_timeout_s: float = 6
+    heartbeat_interval_s: float = 2
+    on_assign_topics: Callable[[Any, list[TopicPartition]], Any] | None = None
+    on_start: list[Callable[[], Any]] = field(default_factory=list)
+    on_stop: list[Callable[[], Any]] = field(default_factory=list)
+
+
+class Session:
+    """A run of a server. Made and run by its owner thread; stop(), post() and the readers are for any thread."""
+
+    def __init__(self, plan: Plan, owner: Any) -> None:
+        self.plan = plan
+        self.owner = owner
+        self.consumer: Consumer | None = None
+        self.stopping = False
+        self.connected = False
+        self.batch_timeout_ms = plan.settings.batch_timeout_ms
+        self._owner_thread: int | None = None
+        self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
+        self._limiter = RateLimiter(5, 10.0)
+        self._slow_limiter = RateLimiter(1, 5.0)
+        self._dead: DeadLetterPublisher | None = None
+        self._raise_after_batch: BaseException | None = None
+        self._unstarted: set[tuple[str, int]] = set()
+        self._starting: set[tuple[str, int]] = set()
+        self._last_message = time.monotonic()
+        self._last_attended = 0.0
+        self.base_context = contextvars.copy_context()
+        self._ended = False
+        self._pid = os.getpid()
+
+    # --- any thread --------------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Ask the run to end after the batch in hand. Returns at once; also from a signal handler."""
+        self.stopping = True
+        consumer = self.consumer
+        if consumer is not None:
+            consumer.wake()
+
+    def refuse_in_child(self) -> None:
+        """Raise ForkedProcessError in a forked child: its threads did not come along, so nobody would answer."""
+        if os.getpid() != self._pid:
+            raise ForkedProcessError(
+                "this server was started before os.fork() and can't be used in the child: start one there, or start "
+                "workers with start_events_receiver_process()"
+            )
+
+    def post(self, func: Callable[[], Any]) -> Any:
+        """Run `func` on the owner thread between two batches and return its result; at once when called there."""
+        self.refuse_in_child()
+        if threading.get_ident() == self._owner_thread:
+            return func()
+        future: Future[Any] = Future()
+        self._commands.append((func, future))
+        if self._ended:
+            self._refuse_commands()
+        elif self.consumer is not None:
+            self.consumer.wake()
+        return future.result()
+
+    def _refuse_commands(self) -> None:
+        while self._commands:
+            self._commands.popleft()[1].set_exception(ClosedError("the server is not running"))
+
+    def record_in_hand(self) -> Record:
+        """The record that is being handled; for current_record()."""
+        if self.consumer is None:
+            raise LookupError("no record is being handled")
+        return self.consumer.record_in_hand()
+
+    # --- steps -------------------------------------------------------------------------------------------------------
+
+    def steps(self) -> Steps:
+        """The run itself: yields operations, see the module docstring."""
+        self._owner_thread = threading.get_ident()
+        failure: BaseException | None = None
+        started: list[Callable[[], Any]] = []
+        under_way: Future[Any] | None = None
+        try:
+            for hook in self.plan.on_start:
+                yield Hook(hook)
+            started = self.plan.on_stop
+            self._connect()
+            yield from self._prepare_topics()
+            yield from self._take_position()
+            yield from self._consume()
+        except Stopped as stopped:
+            under_way = stopped.call
+        except BaseException as error:
+            failure = error
+        try:
+            if under_way is None:
+                yield from self._shut_down()
+            else:
+                self._free_after(under_way)
+        except BaseException as error:
+            # What ended the run is more telling than what closing it met.
+            if failure is None:
+                failure = error
+            else:
+                logger.error("while shutting down: %s", one_line(error, 1000))
+        for hook in started:
+            try:
+                yield Hook(hook)
+            except BaseException as error:
+                failure = failure or error
+        self._ended = True
+        self._refuse_commands()
+        if failure is not None:
+            raise failure
+
+    def _connect(self) -> None:
+        from keven_core._native.consumer import Consumer
+
+        plan = self.plan
+        commit = plan.use_group and not plan.no_commit
+        options = plan.settings.consumer_options(
+            plan.address,
+            plan.client_id,
+            plan.group_id,
+            max_poll_interval_s=plan.max_poll_interval_s,
+            session_timeout_s=plan.session_timeout_s,
+            heartbeat_interval_s=plan.heartbeat_interval_s,
+            commit=commit,
+            partition_eof=plan.until_end,
+        )
+        # What on_start has set is seen by every handler; what a handler sets, by none but itself.
+        self.base_context = contextvars.copy_context()
+        self.base_context.run(record_module._source.set, self)
+        self.consumer = Consumer(
+            options,
+            plan.table,
+            self._on_failure,
+            batch_size=plan.settings.batch_size,
+            store_offsets=commit,
+            context=self.base_context,
+        )
+        producer_options = plan.settings.producer_options(plan.address, plan.client_id, linger_ms=5)
+        producer_options["message.timeout.ms"] = str(int(_DEAD_LETTER_WAIT_S / 2 * 1000))
+        producer_options["message.max.bytes"] = str(_LARGEST_MESSAGE_BYTES)
+        self._dead = DeadLetterPublisher(plan.dead_letter_topic, plan.group_id, producer_options, self._on_event)
+        self._serve()
+        if self.stopping:
+            raise Stopped
+
+    def _prepare_topics(self) -> Steps:
+        """Wait for the cluster; create the topics that are ours to create; the others must be there."""
+        plan = self.plan
+        consumer = self.consumer
+        assert consumer is not None
+        named = [topic for topic in plan.topics if not topic.startswith("^")]
+        deadline: float | None = None
+        tried = False
+        while True:
+            try:
+                found = yield Call(lambda: consumer.metadata(3000), patient=True)
+            except (BrokerUnavailableError, KafkaTimeoutError) as error:
+                self._serve()
+                self._warn_unreachable(error)
+                yield Call(lambda: time.sleep(0.5), patient=True)
+                continue
+            finally:
+                self._serve()
+            self.connected = True
+            missing = [topic for topic in named if found.get(topic, -3) < 0]
+            if plan.settings.create_topics and not tried:
+                tried = True
+                if found.get(plan.dead_letter_topic, -3) < 0:
+                    # Whatever was accepted where it comes from has to fit here too, headers included.
+                    limit = {"max.message.bytes": str(_LARGEST_MESSAGE_BYTES)}
+                    yield self._create_topics([plan.dead_letter_topic], limit)
+                ours = [topic for topic in missing if topic in plan.optional_topics]
+                if ours:
+                    yield self._create_topics(ours, {})
+                    continue
+            required = [topic for topic in missing if topic not in plan.optional_topics]
+            if not required:
+                return
+            now = time.monotonic()
+            deadline = deadline or now + _TOPIC_WAIT_S
+            if now > deadline:
+                raise UnknownTopicError(
+                    f"topic(s) {', '.join(required)} do not exist on {plan.address}: create them, or check the names "
+                    f"(only default topics are created, by KEVEN_CREATE_TOPICS)",
+                    code=3,
+                    name="UNKNOWN_TOPIC_OR_PART",
+                )
+            yield Call(lambda: time.sleep(0.2), patient=True)
+
+    def _create_topics(self, topics: list[str], config: Mapping[str, str]) -> Call:
+        from keven_core.kafka.admin import create_topics
+
+        return Call(lambda: create_topics(self.plan.settings, self.plan.address, topics, config=config), patient=True)
+
+    def _take_position(self) -> Steps:
+        plan = self.plan
+        consumer = self.consumer
+        assert consumer is not None
+        if plan.use_group:
+            consumer.subscribe(plan.topics)
+            return
+        import re
+
+        found = yield Call(lambda: consumer.metadata(10_000), patient=True)
+        partitions = [
+            (topic, partition, -1001)
+            for topic, count in found.items()
+            if any(topic == name or (name.startswith("^") and re.match(name, topic)) for name in plan.topics)
+            for partition in range(max(count, 0))
+        ]
+        yield from self._assign(partitions, manual=True)
+
+    def _consume(self) -> Steps:
+        plan = self.plan
+        consumer = self.consumer
+        assert consumer is not None
+        self._last_message = time.monotonic()
+        while not self.stopping:
+            count = yield FETCH
+            if count:
+                yield WORK
+                failure = yield from self._settle(_DEAD_LETTER_WAIT_S)
+                if failure is not None:
+                    raise failure
+                if self._raise_after_batch is not None:
+                    raise self._raise_after_batch
+            now = time.monotonic()
+            if count:
+                self._last_message = now
+            if consumer.noted:
+                yield from self._heed_notes()
+            if plan.until_end and consumer.ended_partitions():
+                return
+            if not count or now - self._last_attended > _ATTEND_S:
+                self._last_attended = now
+                self._attend()
+                if self._unstarted:
+                    yield from self._start_again()
+                if plan.timeout_s is not None and now - self._last_message > plan.timeout_s:
+                    logger.info("no message for %s s: the server ends", plan.timeout_s)
+                    return
+
+    def _settle(self, timeout_s: float) -> Generator[Any, Any, DeadLetterError | None]:
+        """Store the batch's offsets, once the copies of its failed records are confirmed; returns why they are not.
+
+        Without a confirmation the offset of each partition stays at its first failed record.
+        """
+        consumer, dead = self.consumer, self._dead
+        assert consumer is not None
+        assert dead is not None
+        if not dead.unsettled():
+            consumer.finish_batch(True)
+            return None
+        yield from self._await_copies(dead, timeout_s)
+        failure = dead.failure() or dead.unanswered()
+        consumer.finish_batch(failure is None)
+        return failure
+
+    def _await_copies(self, dead: DeadLetterPublisher, timeout_s: float) -> Steps:
+        deadline = time.monotonic() + timeout_s
+        while dead.pending():
+            now = time.monotonic()
+            if self.stopping:
+                deadline = min(deadline, now + self.plan.settings.close_timeout_ms / 1000)
+            if now >= deadline:
+                return
+            yield Call(lambda: dead.wait(0.1))
+
+    # --- rebalance ---------------------------------------------------------------------------------------------------
+
+    def _heed_notes(self) -> Steps:
+        """Act on what the callbacks noted. The batch in hand is finished and stored by now."""
+        consumer = self.consumer
+        assert consumer is not None
+        for kind, partitions, detail in consumer.take_notes():
+            if kind == "assign":
+                logger.info("assigned: %s", _names(partitions))
+                yield from self._assign(partitions)
+            elif kind == "revoke":
+                logger.info("%s: %s", "lost" if detail else "revoked", _names(partitions))
+                if not detail:
+                    try:
+                        yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
+                    except CommitError as error:
+                        logger.warning("at revocation: %s", one_line(error, 1000))
+                try:
+                    consumer.unassign(partitions)
+                except KafkaError as error:
+                    if not detail:
+                        raise
+                    logger.info("giving up lost partitions: %s", error)
+            elif detail is not None:
+                self._warn("commit", "background commit failed, it will be repeated: %s", detail)
+
+    def _assign(self, partitions: list[tuple[str, int, int]], *, manual: bool = False) -> Steps:
+        plan = self.plan
+        consumer = self.consumer
+        assert consumer is not None
+        # A start position holds for the first time that this run gets a partition; then the committed offset counts.
+        fresh = [entry for entry in partitions if entry[:2] not in self._starting]
+        starts = yield from self._start_offsets(fresh)
+        self._starting.update(entry[:2] for entry in partitions)
+        placed = [
+            TopicPartition(topic, partition, starts.get((topic, partition), offset))
+            for topic, partition, offset in partitions
+        ]
+        if plan.on_assign_topics is not None:
+            plan.on_assign_topics(self.owner, placed)
+        if plan.until_end:
+            for topic, partition, _ in fresh:
+                _, high = yield Call(partial(consumer.watermarks, topic, partition, _OFFSET_QUERY_MS))
+                consumer.set_end(topic, partition, high)
+        consumer.assign([(entry.topic, entry.partition, entry.offset) for entry in placed], manual=manual)
+
+    def _start_again(self) -> Steps:
+        """Assign partitions anew whose committed offset could not be had, so that librdkafka asks for it again."""
+        consumer = self.consumer
+        assert consumer is not None
+        positions = {key: entry[0] for key, entry in consumer.offsets().items()}
+        again = [(topic, partition, -1001) for topic, partition in self._unstarted if (topic, partition) in positions]
+        self._unstarted.clear()
+        if not again:
+            return
+        try:
+            yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
+        except CommitError as error:
+            self._warn("commit", "before partitions are assigned anew: %s", error)
+        if consumer.rebalance_protocol() == "COOPERATIVE":
+            consumer.unassign(again)
+            consumer.assign(again)
+        else:
+            # An eager assignment is only ever replaced as a whole; the others go on where they are.
+            waiting = {entry[:2] for entry in again}
+            rest = [(*key, offset if offset >= 0 else -1001) for key, offset in positions.items() if key not in waiting]
+            consumer.assign(again + rest)
+
+    def _start_offsets(self, partitions: list[tuple[str, int, int]]) -> Generator[Any, Any, dict[tuple[str, int], int]]:
+        start = self.plan.start
+        consumer = self.consumer
+        assert consumer is not None
+        if not partitions or start == "stored":
+            # Without a group nothing is committed, so "stored" means what a new group would get.
+            if not self.plan.use_group:
+                reset = self.plan.settings.auto_offset_reset
+                return {
+                    entry[:2]: _LOGICAL_OFFSETS["latest" if reset == "latest" else "earliest"] for entry in partitions
+                }
+            return {}
+        if isinstance(start, str):
+            return {entry[:2]: _LOGICAL_OFFSETS[start] for entry in partitions}
+        if isinstance(start, datetime):
+            stamp = int(start.timestamp() * 1000)
+            asked = [(topic, partition, stamp) for topic, partition, _ in partitions]
+            found = yield Call(lambda: consumer.offsets_for_times(asked, _OFFSET_QUERY_MS))
+            return {entry[:2]: entry[2] for entry in found}
+        return {entry[:2]: start[entry[:2]] for entry in partitions if entry[:2] in start}
+
+    # --- attention ---------------------------------------------------------------------------------------------------
+
+    def _attend(self) -> None:
+        """Commands from other threads, errors, logs, tokens."""
+        while self._commands:
+            func, future = self._commands.popleft()
+            fulfil(future, func)
+        self._serve()
+        consumer = self.consumer
+        assert consumer is not None
+        for topic, partition, error in consumer.take_errors():
+            self._on_row_error(topic, partition, error)
+
+    def _serve(self) -> None:
+        if self.consumer is not None and not self.consumer.closed:
+            for event in self.consumer.serve() or ():
+                self._on_event(event)
+        if self._dead is not None:
+            self._dead.serve()
+
+    def _on_event(self, event: tuple[Any, ...]) -> None:
+        kind = event[0]
+        if kind == "log":
+            _, level, facility, text = event
+            # Debug lines were asked for (level 7); the others repeat for as long as their cause lasts.
+            if level > 6 or self._limiter.admit(f"log {facility}") is not None:
+                log_client_line(logger, level, facility, text)
+        elif kind == "error":
+            self._on_client_error(event[1])
+        elif kind == "token":
+            self._refresh_token(event[1])
+
+    def _on_client_error(self, error: KafkaError) -> None:
+        if error.fatal:
+            raise error
+        # Before the first contact wrong credentials stay wrong; later the broker's own trouble can look the same.
+        refused = refused_credentials(error)
+        if refused is not None and not self.connected:
+            raise refused
+        if isinstance(error, BrokerUnavailableError):
+            self._warn_unreachable(error)
+        else:
+            self._warn(error.name, "%s", error)
+
+    def _on_row_error(self, topic: str | None, partition: int, error: KafkaError) -> None:
+        if error.fatal or isinstance(error, (AuthorizationError, OffsetOutOfRangeError)):
+            raise error
+        if error.name == "_BAD_MSG":
+            # Going on would skip it: librdkafka can't tell where the next good message starts.
+            raise error
+        if isinstance(error, UnknownTopicError) and topic in self.plan.optional_topics:
+            return
+        if topic is not None and "fetch committed offset" in str(error):
+            # librdkafka does not ask again (rdkafka_assignment.c): the partition would stay assigned and never start.
+            self._unstarted.add((topic, partition))
+        self._warn(error.name, "%s", error)
+
+    def _refresh_token(self, config: str) -> None:
+        source = self.plan.settings.oauth_token
+        if self.consumer is not None:
+            set_token(self.consumer, source, config)
+        if self._dead is not None:
+            self._dead.set_token(lambda producer: set_token(producer, source, config))
+
+    def _warn_unreachable(self, error: object) -> None:
+        if self._slow_limiter.admit("unreachable") is not None:
+            logger.warning("Kafka at %s can't be reached, trying again: %s", self.plan.address, one_line(error))
+
+    def _warn(self, key: str, message: str, detail: object) -> None:
+        quiet = self._limiter.admit(key)
+        if quiet is not None:
+            logger.warning(message + "%s", one_line(detail, 1000), f" ({quiet} more like this)" if quiet else "")
+
+    def _on_failure(self, record: Record, stage: str, error: Exception) -> bool:
+        """A record has failed: submit its dead-letter copy, say so. Called from the hot path, on the owner thread."""
+        assert self._dead is not None
+        self._dead.publish(record, error)
+        if self.plan.log_exceptions:
+            quiet = self._limiter.admit(f"failed {stage}")
+            if quiet is not None:
+                name = self.plan.table.name_of(record.value, record.topic)
+                # Each line escaped and indented: what a payload brings into an exception's text can't pose as a line
+                # of the log.
+                trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
+                logger.error(
+                    "%s [%d] @ %d (event %s) failed to %s, copied to %s: %s%s%s",
+                    one_line(record.topic),
+                    record.partition,
+                    record.offset,
+                    one_line(name or "unknown", 100),
+                    stage,
+                    self._dead.topic,
+                    one_line(error),
+                    f" ({quiet} more not logged)" if quiet else "",
+                    "".join(f"\n    {one_line(line, 500)}" for line in trace) if stage == "handle" else "",
+                )
+        if self.plan.reraise_exceptions and stage == "handle":
+            self._raise_after_batch = error
+            return True
+        return False
+
+    # --- end ---------------------------------------------------------------------------------------------------------
+
+    def _free_after(self, call: Future[Any]) -> None:
+        """Free the client once a call that was given up has returned: librdkafka must not be freed under it.
+
+        Such calls are made before the server joins its group, so there is nothing to store, commit or leave.
+        """
+        consumer = self.consumer
+        if consumer is not None:
+            call.add_done_callback(lambda _: consumer.close(1000))
+
+    def _shut_down(self) -> Steps:
+        consumer, dead = self.consumer, self._dead
+        if consumer is None or dead is None:
+            return
+        self.stopping = True
+        deadline = time.monotonic() + self.plan.settings.close_timeout_ms / 1000
+        problem: KafkaError | None = yield from self._settle(self.plan.settings.close_timeout_ms / 1000)
+        for kind, partitions, lost in consumer.take_notes():
+            if kind == "revoke" and lost:
+                consumer.unassign(partitions)
+        if not self.plan.no_commit and self.plan.use_group:
+            try:
+                yield Call(lambda: consumer.commit(_left_ms(deadline)))
+            except CommitError as error:
+                problem = problem or error
+        left = yield Call(lambda: consumer.close(_left_ms(deadline)))
+        if not left:
+            logger.warning(
+                "Kafka at %s did not answer within %d ms: the group was left without its confirmation",
+                self.plan.address,
+                self.plan.settings.close_timeout_ms,
+            )
+        yield Call(lambda: dead.close(_left_ms(deadline)))
+        if problem is not None:
+            raise problem
+
+
+def set_token(client: Any, source: Any, config: str) -> None:
+    """Ask the service's callback for an OAUTHBEARER token and hand it to a client; its failure is reported there."""
+    try:
+        token, expires_at_s, principal = source(config)
+        client.set_token(token, int(expires_at_s * 1000), principal, {})
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        logger.error("the OAUTHBEARER token callback failed: %s", one_line(error))
+        client.set_token_failure(one_line(error))
+
+
+def _names(partitions: list[tuple[str, int, int]]) -> str:
+    return ", ".join(f"{topic} [{partition}]" for topic, partition, _ in partitions) or "nothing"
+
+
+def _left_ms(deadline: float) -> int:
+    return max(100, int((deadline - time.monotonic()) * 1000))

@@ -1,0 +1,428 @@
+"""`KafkaConsumerServer`: consumes topics and hands each message to its runners, sync or async, embedded or launched."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from datetime import datetime
+from types import FrameType, TracebackType
+from typing import Any
+
+from keven_core.kafka._drivers import run_async, run_sync
+from keven_core.kafka._session import Plan, Session, StartPosition, TopicPartition
+from keven_core.kafka.config import DEFAULT_ADDRESS, Settings
+from keven_core.kafka.errors import ClosedError, ConfigurationError, UsageError
+from keven_core.kafka.routing import is_async, runners_table
+from keven_core.kafka.topics import check_topic, dead_letter_topic
+
+__all__ = ["KafkaConsumerServer", "PrintRunner", "Runner", "TopicPartition"]
+
+logger = logging.getLogger("keven_core.kafka")
+
+
+class Runner(ABC):
+    """What a server hands its messages to. Any object with `run`, or a callable, will do as well."""
+
+    @abstractmethod
+    def run(self, message: bytes, topic: str | None = None) -> Any:
+        """Handle one message; may be `async def`.
+
+        Called in the server's thread or event loop, in order within a partition. `topic` is given when the server was
+        made with pass_topic_param=True. An exception sends the record to the dead-letter topic.
+        """
+
+
+class PrintRunner(Runner):
+    """Prints each message."""
+
+    def run(self, message: bytes, topic: str | None = None) -> None:
+        """Print the message, and its topic if given."""
+        print(f"{topic}: {message!r}" if topic else repr(message))
+
+
+class KafkaConsumerServer:
+    """A Kafka consumer that hands every message to its runners.
+
+    Arguments:
+        topics: names, or regular expressions that start with ^.
+        bootstrap_servers: host:port, comma-separated; the environment variable KAFKA wins, see `honor_env`.
+        client_id: names the client, and its retry and dead-letter topics.
+        group_id: the consumer group; the client id by default.
+        runners: what handles the messages: objects with run(message), callables, or one EventRunner.
+        pass_topic_param: runners are called run(message, topic=...).
+        auto_reprocess_errors, retry_interval, max_retries, retry_detail: see `Retries` below.
+        no_commit: offsets are neither stored nor committed: every run starts where the last commit was.
+        timeout: seconds without any message after which the server ends; None: never.
+        reraise_exceptions: a runner's exception ends the server, after its record was dead-lettered.
+        log_exceptions: whether failed records are logged.
+        max_poll_interval: seconds that a batch may take before the group gives its partitions away.
+        session_timeout, heartbeat_interval: seconds; left out under the new group protocol.
+        on_assign_topics: called on_assign_topics(server, partitions) when partitions are assigned; it may change the
+            `offset` of each to say where to start.
+        settings: a Settings object; None: from the environment when the server starts.
+        honor_env: False: `bootstrap_servers` wins over KAFKA.
+        start: where to start the first time a partition is assigned: "stored" (the committed offset), "earliest",
+            "latest", an aware datetime, or a mapping of (topic, partition) to offset.
+        until_end: end the run when everything that was there at its start has been handled.
+        use_group: False: read all partitions of the topics without joining a group; nothing is committed.
+        on_start, on_stop: functions without arguments, sync or async, called before the first message and after the
+            last; on_stop also when the run failed.
+
+    Retries: until retry topics exist, a failed record is dead-lettered at once in either case, and
+    auto_reprocess_errors=True says so with a warning at the start; no record is lost by it.
+
+    Run it with start_sync() or `await run_server()`; or embed it: `with server:` runs it in a thread, `async with
+    server:` in a task. stop() ends it, from any thread, in order: finish the batch in hand, commit, leave the group.
+    Raises ConfigurationError when an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        topics: str | Iterable[str],
+        bootstrap_servers: str = DEFAULT_ADDRESS,
+        client_id: str | None = None,
+        group_id: str | None = None,
+        runners: Iterable[Any] | None = None,
+        pass_topic_param: bool = False,
+        auto_reprocess_errors: bool = False,
+        retry_interval: float = 30,
+        max_retries: int = 3,
+        no_commit: bool = False,
+        timeout: float | None = None,
+        reraise_exceptions: bool = False,
+        log_exceptions: bool = True,
+        max_poll_interval: float = 180,
+        session_timeout: float = 6,
+        heartbeat_interval: float = 2,
+        retry_detail: Mapping[str, Mapping[str, Any]] | None = None,
+        on_assign_topics: Callable[[Any, list[TopicPartition]], Any] | None = None,
+        *,
+        settings: Settings | None = None,
+        honor_env: bool = True,
+        start: StartPosition = "stored",
+        until_end: bool = False,
+        use_group: bool = True,
+        on_start: Callable[[], Any] | Iterable[Callable[[], Any]] = (),
+        on_stop: Callable[[], Any] | Iterable[Callable[[], Any]] = (),
+    ) -> None:
+        self.topics = [topics] if isinstance(topics, str) else list(topics)
+        for topic in self.topics:
+            check_topic(topic, pattern_allowed=True)
+        self.bootstrap_servers = bootstrap_servers
+        self.client_id = client_id or group_id or "keven"
+        self.group_id = group_id or self.client_id
+        self.runners: list[Any] = list(runners or ())
+        self.pass_topic_param = pass_topic_param
+        self.auto_reprocess_errors = auto_reprocess_errors
+        self.retry_interval = retry_interval
+        self.max_retries = max_retries
+        self.no_commit = no_commit
+        self.timeout = timeout
+        self.reraise_exceptions = reraise_exceptions
+        self.log_exceptions = log_exceptions
+        if heartbeat_interval * 2 > session_timeout:
+            raise ConfigurationError(
+                f"heartbeat_interval={heartbeat_interval} s is too long for session_timeout={session_timeout} s: at "
+                f"most half of it is allowed, a third is usual, or one lost heartbeat costs the membership"
+            )
+        self.max_poll_interval = max_poll_interval
+        self.session_timeout = session_timeout
+        self.heartbeat_interval = heartbeat_interval
+        self.retry_detail = dict(retry_detail or {})
+        self.on_assign_topics = on_assign_topics
+        self.settings = settings
+        self.honor_env = honor_env
+        self.start_position = _check_start(start)
+        self.until_end = until_end
+        self.use_group = use_group
+        self.on_start = _hooks(on_start)
+        self.on_stop = _hooks(on_stop)
+        # Default topics, which are created when missing; launchers add theirs.
+        self.optional_topics: set[str] = set()
+        self._session: Session | None = None
+        self._last_session: Session | None = None
+        self._stop_requested = False
+        self._thread: threading.Thread | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
+
+    # --- before the run ----------------------------------------------------------------------------------------------
+
+    def add_runner(self, runner: Any) -> None:
+        """Add a runner; before the server starts."""
+        self.runners.append(runner)
+
+    def _plan(self) -> Plan:
+        if not self.topics:
+            raise ConfigurationError("the server has no topics to consume")
+        if not self.runners:
+            raise ConfigurationError("the server has no runner: give runners=[...] or call add_runner()")
+        if self.auto_reprocess_errors:
+            logger.warning(
+                "auto_reprocess_errors=True: retry topics are not there yet, so failed records of %s go to the "
+                "dead-letter topic %s at once, as without it; redrive them from there",
+                self.client_id,
+                dead_letter_topic(self.client_id),
+            )
+        settings = self.settings if self.settings is not None else Settings.from_env()
+        return Plan(
+            settings=settings,
+            address=settings.address(self.bootstrap_servers, honor_env=self.honor_env),
+            topics=self.topics,
+            optional_topics=self.optional_topics,
+            client_id=self.client_id,
+            group_id=self.group_id,
+            table=self._table(settings),
+            dead_letter_topic=dead_letter_topic(self.client_id),
+            use_group=self.use_group,
+            start=self.start_position,
+            until_end=self.until_end,
+            no_commit=self.no_commit,
+            timeout_s=self.timeout,
+            reraise_exceptions=self.reraise_exceptions,
+            log_exceptions=self.log_exceptions,
+            max_poll_interval_s=self.max_poll_interval,
+            session_timeout_s=self.session_timeout,
+            heartbeat_interval_s=self.heartbeat_interval,
+            on_assign_topics=self.on_assign_topics,
+            on_start=self.on_start,
+            on_stop=self.on_stop,
+        )
+
+    def _table(self, settings: Settings) -> Any:
+        tables = [runner for runner in self.runners if hasattr(runner, "dispatch_table")]
+        if tables and len(self.runners) == 1 and not self.pass_topic_param:
+            # The compiled path: the runner says what it dispatches, and is not called per message.
+            return tables[0].dispatch_table(settings)
+        return runners_table(self.runners, pass_topic=self.pass_topic_param)
+
+    def needs_loop(self) -> bool:
+        """Whether a handler, runner or hook is async, so that the server needs an event loop to run in."""
+        calls: list[Any] = [*self.on_start, *self.on_stop]
+        for runner in self.runners:
+            calls += runner.calls() if hasattr(runner, "dispatch_table") else [getattr(runner, "run", runner)]
+        return any(is_async(call) for call in calls)
+
+    # --- the run -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, stack: ExitStack) -> Session:
+        if self._session is not None:
+            raise UsageError("this server is already running: make another one to run two")
+        registries = {runner.registry for runner in self.runners if hasattr(runner, "registry")}
+        session = Session(self._plan(), self)
+        for registry in registries:
+            stack.enter_context(registry.frozen())
+        stack.callback(self._end)
+        self._session = self._last_session = session
+        if self._stop_requested:
+            session.stop()
+        return session
+
+    def _end(self) -> None:
+        self._session = None
+        self._stop_requested = False
+
+    def start_sync(self) -> None:
+        """Run until the end, in this thread; blocks.
+
+        Returns when the run ended in order: stop(), SIGTERM, SIGINT, `timeout` or `until_end`, with everything handled
+        committed. Raises CommitError when that could not be confirmed, and whatever else ended the run. In the main
+        thread SIGTERM and SIGINT stop the server meanwhile (a second one acts as it did before); previous signal
+        handlers are restored. With an async handler it runs an event loop (uvloop) of its own.
+        """
+        if self.needs_loop():
+            run_in_loop(self.run_server())
+            return
+        with ExitStack() as stack:
+            session = self._begin(stack)
+            stack.enter_context(SignalStop(self))
+            run_sync(session)
+
+    async def run_server(self) -> None:
+        """Run until the end, in this event loop; as start_sync() otherwise. Cancelling it stops the server in order."""
+        with ExitStack() as stack:
+            session = self._begin(stack)
+            stack.enter_context(SignalStop(self))
+            await run_async(session)
+
+    def stop(self) -> None:
+        """Ask the server to end in order. Returns at once; from any thread and from signal handlers."""
+        self._stop_requested = True
+        if self._session is not None:
+            self._session.stop()
+
+    def terminate(self) -> None:
+        """The original's name of stop()."""
+        self.stop()
+
+    # --- embedding ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> KafkaConsumerServer:
+        """Start the server in a thread of its own."""
+        if self._thread is not None:
+            raise UsageError("this server is already running in a thread")
+        self._stop_requested = False
+        self._failure = None
+        self._thread = threading.Thread(target=self._run_thread, name=f"keven-{self.client_id}", daemon=True)
+        self._thread.start()
+        return self
+
+    def _run_thread(self) -> None:
+        try:
+            self.start_sync()
+        except BaseException as error:
+            self._failure = error
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the server and wait for it; raises what ended it, unless the body raised."""
+        thread, self._thread = self._thread, None
+        self.stop()
+        if thread is not None:
+            thread.join()
+        self._stop_requested = False
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    async def __aenter__(self) -> KafkaConsumerServer:
+        """Start the server in a task of this loop."""
+        if self._task is not None:
+            raise UsageError("this server is already running in a task")
+        self._stop_requested = False
+        self._task = asyncio.get_running_loop().create_task(self.run_server())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop the server and wait for it; raises what ended it, unless the body raised."""
+        task, self._task = self._task, None
+        self.stop()
+        try:
+            if task is not None:
+                await task
+        except BaseException:
+            if error is None:
+                raise
+        finally:
+            self._stop_requested = False
+
+    # --- while it runs -----------------------------------------------------------------------------------------------
+
+    def _running(self) -> Session:
+        session = self._session
+        if session is None or session.consumer is None or session.consumer.closed:
+            raise ClosedError("the server is not running")
+        session.refuse_in_child()
+        return session
+
+    def assignment(self) -> list[tuple[str, int]]:
+        """The (topic, partition) pairs that this server owns now. From any thread."""
+        assigned: list[tuple[str, int]] = self._running().consumer.assignment()  # type: ignore[union-attr]
+        return assigned
+
+    def position(self) -> dict[tuple[str, int], int]:
+        """The next offset to handle, by (topic, partition) of the assignment; -1: nothing handled yet. Any thread."""
+        return {key: entry[0] for key, entry in self._running().consumer.offsets().items()}  # type: ignore[union-attr]
+
+    def committed(self) -> dict[tuple[str, int], int]:
+        """The committed offset as far as this run knows it, by (topic, partition); -1: none yet. From any thread."""
+        return {key: entry[2] for key, entry in self._running().consumer.offsets().items()}  # type: ignore[union-attr]
+
+    def ledger(self) -> dict[tuple[str, int], dict[str, int]]:
+        """What became of each record, by (topic, partition), in this run or, after its end, in the last one.
+
+        Counts that add up: received = done + skipped + tombstones + dead + stale + in_flight. From any thread. Raises
+        ClosedError before the first run.
+        """
+        session = self._last_session
+        if session is None or session.consumer is None:
+            raise ClosedError("the server has not run yet")
+        counts: dict[tuple[str, int], dict[str, int]] = session.consumer.ledger()
+        return counts
+
+    def pause(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Stop fetching (topic, partition) pairs. From any thread; takes effect after the batch in hand."""
+        session, wanted = self._running(), list(partitions)
+        session.post(lambda: session.consumer.pause(wanted))  # type: ignore[union-attr]
+
+    def resume(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Fetch paused (topic, partition) pairs again. From any thread."""
+        session, wanted = self._running(), list(partitions)
+        session.post(lambda: session.consumer.resume(wanted))  # type: ignore[union-attr]
+
+    def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Go on at another offset of a partition that is assigned. From any thread but from within a handler."""
+        session = self._running()
+        session.post(lambda: session.consumer.seek([(topic, partition, offset)]))  # type: ignore[union-attr]
+
+
+def run_in_loop(coroutine: Any) -> None:
+    """Run a coroutine in a new event loop: uvloop where it is installed, else asyncio's."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(coroutine)
+        return
+    if hasattr(uvloop, "run"):
+        uvloop.run(coroutine)
+    else:
+        loop = uvloop.new_event_loop()
+        try:
+            loop.run_until_complete(coroutine)
+        finally:
+            loop.close()
+
+
+class SignalStop:
+    """While entered in the main thread, the first SIGTERM or SIGINT stops the server; elsewhere it does nothing."""
+
+    def __init__(self, server: Any) -> None:
+        self._server = server
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> SignalStop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        logger.info("%s: finishing the batch in hand", signal.Signals(number).name)
+        self._restore()
+        self._server.stop()
+
+    def _restore(self) -> None:
+        while self._previous:
+            number, handler = self._previous.popitem()
+            if handler is not None:  # None: it was not set from Python
+                signal.signal(number, handler)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._restore()
+
+
+def _hooks(given: Callable[[], Any] | Iterable[Callable[[], Any]]) -> list[Callable[[], Any]]:
+    return [given] if callable(given) else list(given)
+
+
+def _check_start(start: StartPosition) -> StartPosition:
+    if isinstance(start, str) and start in ("stored", "earliest", "latest"):
+        return start
+    if isinstance(start, datetime) and start.tzinfo is not None:
+        return start
+    if isinstance(start, Mapping) and all(
+        isinstance(key, tuple) and len(key) == 2 and isinstance(offset, int) and offset >= 0
+        for key, offset in start.items()
+    ):
+        return start
+    raise ConfigurationError(
+        f"start={start!r}: 'stored', 'earliest', 'latest', an aware datetime, or a mapping of (topic, partition) to "
+        f"offset is allowed"
+    )

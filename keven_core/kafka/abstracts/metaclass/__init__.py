@@ -1,0 +1,1 @@
+"""Metaclasses of the handlers."""

@@ -1,0 +1,52 @@
+"""Topic administration where speed does not matter: confluent-kafka's AdminClient.
+
+Its objects stay in this module: they never meet the compiled clients.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from keven_core.kafka.config import Settings
+from keven_core.kafka.errors import kafka_error
+
+logger = logging.getLogger("keven_core.kafka")
+
+__all__ = ["create_topics"]
+
+
+def create_topics(
+    settings: Settings,
+    address: str,
+    topics: Iterable[str],
+    *,
+    partitions: int = -1,
+    config: Mapping[str, str] | None = None,
+    timeout_s: float = 30.0,
+) -> None:
+    """Create topics; one that exists already is left as it is. Blocks up to `timeout_s`.
+
+    `partitions` -1 takes the broker's default, as does the replication factor. Raises KafkaError.
+    """
+    from confluent_kafka import KafkaException
+    from confluent_kafka.admin import AdminClient
+    from confluent_kafka.cimpl import NewTopic
+
+    options: dict[str, Any] = dict(settings.client_options(address, "keven-admin"))
+    source = settings.oauth_token
+    if source is not None:
+        options["oauth_cb"] = lambda given: source(given)[:2]
+    client = AdminClient(options, logger=logger)
+    new = [NewTopic(topic, partitions, -1, config=dict(config or {})) for topic in topics]
+    for topic, future in client.create_topics(new, operation_timeout=timeout_s, request_timeout=timeout_s).items():
+        try:
+            future.result(timeout_s + 5)
+        except KafkaException as error:
+            answer = error.args[0]
+            # A broker without this request (librdkafka's embedded one) creates topics by itself when they are used.
+            if answer.name() not in ("TOPIC_ALREADY_EXISTS", "_UNSUPPORTED_FEATURE"):
+                raise kafka_error(
+                    answer.code(), answer.name(), f"topic {topic} can't be created: {answer.str()}"
+                ) from None

@@ -1,0 +1,221 @@
+"""The wire shape of events and commands: one flat msgspec struct, its name first.
+
+    {"event_name": "...", "uuid": "...", ... envelope fields ..., ... the event's own fields ...}
+
+`MessageMeta` turns a plain class body into such a struct:
+
+    class OrderPlaced(Event):
+        event_name = "ORDER_PLACED"
+        key_field = "order_id"
+        order_id: int
+        customer: str = ""
+
+New fields need defaults and types never change: golden bytes of every released shape are decoded in tests/schema.
+Classes with an `__init__` of their own are refused here; the metaclass is the place where they can join.
+"""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import sys
+import types
+import typing
+import uuid
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import msgspec
+
+from keven_core.kafka.errors import RegistrationError, UsageError
+from keven_core.kafka.topics import check_event_name, folded
+
+if TYPE_CHECKING:
+    from msgspec import StructMeta
+    from typing_extensions import dataclass_transform
+else:
+    StructMeta = type(msgspec.Struct)  # msgspec 0.19 does not export it
+
+    def dataclass_transform(**options: Any) -> Any:
+        """Nothing at run time: it tells type checkers how fields become constructor arguments (PEP 681)."""
+        return lambda cls: cls
+
+
+__all__ = ["MessageMeta", "dataclass_transform", "key_of", "name_of"]
+
+# Values of these types hold no references, so they can't be part of a reference cycle.
+_ATOMIC: frozenset[Any] = frozenset(
+    {
+        int,
+        float,
+        bool,
+        str,
+        bytes,
+        type(None),
+        None,
+        datetime.datetime,
+        datetime.date,
+        datetime.time,
+        datetime.timedelta,
+        uuid.UUID,
+        decimal.Decimal,
+    }
+)
+
+
+def name_of(name: object) -> str:
+    """The plain string of an event name given as str or as a member of a str enum; RegistrationError otherwise."""
+    value = name.value if isinstance(name, enum.Enum) else name
+    if not isinstance(value, str) or not value:
+        raise RegistrationError(f"an event name has to be a str or a member of a str enum, not {name!r:.80}")
+    return str(value)
+
+
+def _is_atomic(annotation: Any) -> bool:
+    if annotation in _ATOMIC:
+        return True
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return True
+    if origin is typing.Annotated:
+        return _is_atomic(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return all(_is_atomic(part) for part in typing.get_args(annotation))
+    return isinstance(annotation, type) and issubclass(annotation, enum.Enum)
+
+
+def _holds_no_references(module: str, annotations: dict[str, Any]) -> bool:
+    scope = vars(sys.modules.get(module, types))
+    for annotation in annotations.values():
+        resolved = annotation
+        if isinstance(annotation, str):
+            if annotation.startswith(("ClassVar", "typing.ClassVar")):
+                continue
+            try:
+                # As typing.get_type_hints does: the text is the class body's own annotation, never data.
+                resolved = eval(annotation, dict(scope))
+            except Exception:
+                return False
+        if typing.get_origin(resolved) is ClassVar:
+            continue
+        try:
+            if not _is_atomic(resolved):
+                return False
+        except TypeError:  # unhashable annotation
+            return False
+    return True
+
+
+class MessageMeta(StructMeta):
+    """Builds message structs and keeps the class of each name.
+
+    The body's `event_name` becomes the struct's tag, so msgspec writes it first and refuses a wrong one. Fields are
+    keyword-only, so those with defaults may come before those without. Structs whose fields can't be part of a
+    reference cycle are made with gc=False: the garbage collector never visits them, which saves a third of the
+    decoding time.
+    """
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
+        """Make the struct class; see the class docstring. Raises RegistrationError."""
+        event_name = namespace.pop("event_name", None)
+        key_field = namespace.pop("key_field", None)
+        where = f"{namespace.get('__module__')}.{namespace.get('__qualname__')}"
+        ancestors = [found for base in bases for found in base.__mro__ if isinstance(found, MessageMeta)]
+        root: Any = ancestors[-1] if ancestors else None
+        if "__init__" in namespace:
+            raise RegistrationError(
+                f"{where} defines __init__; declare its fields as annotations instead (`order_id: int`), msgspec makes "
+                f"the constructor"
+            )
+        if options.get("array_like"):
+            raise RegistrationError(f"{where}: array_like=True leaves out the names of fields, and with it the event's")
+        if event_name is not None:
+            options["tag"] = check_event_name(name_of(event_name))
+            options["tag_field"] = "event_name"
+        options.setdefault("kw_only", True)
+        if root is not None and "gc" not in options:
+            # Never inherited: a base may hold no references where its subclass does.
+            options["gc"] = bool(
+                options.get("dict")
+                or any(entry.startswith("__annotate_") for entry in namespace)  # deferred: Python 3.14
+                or any(isinstance(base, MessageMeta) and base.__struct_config__.gc for base in bases)
+                or any(base.__dictoffset__ for base in bases)  # a mixin without __slots__ gives instances a __dict__
+                or not _holds_no_references(namespace.get("__module__", ""), namespace.get("__annotations__", {}))
+            )
+        try:
+            cls: Any = super().__new__(mcls, name, bases, namespace, **options)
+        except (TypeError, ValueError) as error:
+            hint = "; write event_name without an annotation" if "'event_name'" in str(error) else ""
+            raise RegistrationError(f"{where} can't be made into a struct: {error}{hint}") from error
+        if root is None:
+            cls.classes = {}
+            cls.event_name = ""
+            cls.key_field = None
+            return cls
+        own_names = vars(root).keys() - set(root.__struct_fields__)
+        for field in cls.__struct_fields__:
+            if field in own_names:
+                raise RegistrationError(
+                    f"{where}: {field} can't be a field, since {root.__qualname__} has an attribute of that name; name "
+                    f'it so on the wire only: `{field}_: ... = msgspec.field(name="{field}")`'
+                )
+        if key_field is not None:
+            if key_field not in cls.__struct_fields__:
+                raise RegistrationError(
+                    f"{where}: key_field {key_field!r} is not one of its fields: {', '.join(cls.__struct_fields__)}"
+                )
+            cls.key_field = key_field
+        if event_name is not None:
+            cls.event_name = options["tag"]
+            mcls._register(cls)
+        return cls
+
+    @staticmethod
+    def _register(cls: Any) -> None:
+        """Keep the class under its name. Raises RegistrationError when another one can't be told apart from it."""
+        for other in cls.classes.values():
+            if folded(other.event_name) != folded(cls.event_name):
+                continue
+            if (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__):
+                continue  # the same class again, after a reload or as __main__ of a worker
+            raise RegistrationError(
+                f"{cls.__module__}.{cls.__qualname__} ({cls.event_name!r}) and {other.__module__}."
+                f"{other.__qualname__} ({other.event_name!r}) have names that can't be told apart on the wire; "
+                f"rename one of the events"
+            )
+        cls.classes[cls.event_name] = cls
+
+
+def key_of(message: Any) -> bytes | None:
+    """The Kafka key of an event or command: what its `key()` method returns, else the field named by `key_field`.
+
+    str and bytes are taken as they are; int, UUID and str enums by their text. None: no key.
+    """
+    cls = type(message)
+    method: Callable[[Any], Any] | None = vars_in_mro(cls, "key")
+    if method is not None and isinstance(method, types.FunctionType):
+        value = method(message)
+    elif getattr(cls, "key_field", None) is not None:
+        value = getattr(message, cls.key_field)
+    else:
+        return None
+    if value is None or isinstance(value, bytes):
+        return value
+    if isinstance(value, enum.Enum):
+        value = value.value
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, (int, uuid.UUID)) and not isinstance(value, bool):
+        return str(value).encode()
+    raise UsageError(
+        f"the key of {cls.__qualname__} is a {type(value).__name__}; str, bytes, int, UUID or None are allowed"
+    )
+
+
+def vars_in_mro(cls: type, name: str) -> Any:
+    """The attribute `name` as it stands in a class body, not bound; None if no class of the MRO defines it."""
+    for base in cls.__mro__:
+        if name in vars(base):
+            return vars(base)[name]
+    return None

@@ -1,0 +1,209 @@
+"""Every error that keven_core raises, in three families: the caller's misuse, Kafka's answer, our own bug.
+
+Classes that mean what a builtin means derive from that builtin too, so `except TimeoutError` works as expected.
+No message ever carries configuration values or payloads.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AuthenticationError",
+    "AuthorizationError",
+    "BrokerUnavailableError",
+    "ClosedError",
+    "CommitError",
+    "ConfigurationError",
+    "DeadLetterError",
+    "DeliveryError",
+    "ForkedProcessError",
+    "InternalError",
+    "KafkaError",
+    "KafkaTimeoutError",
+    "KevenError",
+    "LaunchError",
+    "MessageTooLargeError",
+    "OffsetOutOfRangeError",
+    "QueueFullError",
+    "RecordError",
+    "RegistrationError",
+    "UndecodableError",
+    "UnknownTopicError",
+    "UsageError",
+    "kafka_error",
+    "refused_credentials",
+]
+
+
+class KevenError(Exception):
+    """Base of every error of this library."""
+
+
+# --- the caller's misuse ---------------------------------------------------------------------------------------------
+
+
+class UsageError(KevenError):
+    """The library was used in a way it does not allow; the message says what to do instead."""
+
+
+class ConfigurationError(UsageError, ValueError):
+    """A setting has a value that is not allowed. Raised at start, before anything connects."""
+
+
+class RegistrationError(UsageError, TypeError):
+    """A class or handler can't be registered; the message names it and whatever it collides with."""
+
+
+class LaunchError(UsageError, RuntimeError):
+    """A server can't be launched from here, for example a process from `python -c`."""
+
+
+class ClosedError(UsageError, RuntimeError):
+    """A client was used after close()."""
+
+
+class ForkedProcessError(UsageError, RuntimeError):
+    """A client made before os.fork() was used in the child: its threads did not come along."""
+
+
+class QueueFullError(UsageError, BufferError, TimeoutError):
+    """The local send queue stayed full past the deadline. The message that was refused was not queued."""
+
+
+class MessageTooLargeError(UsageError, ValueError):
+    """A message is larger than the client or the broker accepts; nothing was queued."""
+
+
+# --- one record's own fault ------------------------------------------------------------------------------------------
+
+
+class RecordError(KevenError):
+    """Something is wrong with one record; it is dead-lettered and the batch goes on."""
+
+
+class UndecodableError(RecordError, ValueError):
+    """A record's value can't be decoded into its event."""
+
+
+# --- Kafka's answer --------------------------------------------------------------------------------------------------
+
+
+class KafkaError(KevenError):
+    """An answer of Kafka or librdkafka.
+
+    Attributes:
+        code: librdkafka's number (negative: local to the client).
+        name: librdkafka's name of it, for example "UNKNOWN_TOPIC_OR_PART".
+        fatal: the client can't go on and has to be made anew.
+    """
+
+    code: int = 0
+    name: str = ""
+    fatal: bool = False
+
+    def __init__(self, message: str, *, code: int = 0, name: str = "", fatal: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.name = name
+        self.fatal = fatal
+
+
+class KafkaTimeoutError(KafkaError, TimeoutError):
+    """Kafka did not answer in time."""
+
+
+class BrokerUnavailableError(KafkaError, ConnectionError):
+    """No broker could be reached."""
+
+
+class AuthenticationError(KafkaError, PermissionError):
+    """The broker refused the credentials."""
+
+
+class AuthorizationError(KafkaError, PermissionError):
+    """The broker refused the operation to this user."""
+
+
+class UnknownTopicError(KafkaError, LookupError):
+    """A topic or partition does not exist."""
+
+
+class OffsetOutOfRangeError(KafkaError, LookupError):
+    """There is no valid offset to start from, and `auto_offset_reset="error"` forbids to choose one."""
+
+
+class CommitError(KafkaError):
+    """Offsets could not be confirmed as committed; `offsets` names them as (topic, partition, offset)."""
+
+    offsets: list[tuple[str, int, int]]
+
+    def __init__(self, message: str, offsets: list[tuple[str, int, int]] | None = None, **kwargs: object) -> None:
+        super().__init__(message, **kwargs)  # type: ignore[arg-type]  # code, name, fatal pass through
+        self.offsets = offsets or []
+
+
+class DeliveryError(KafkaError):
+    """Messages were not acknowledged by the broker.
+
+    Attributes:
+        failures: up to the first 10 as (topic, reason) tuples.
+        failed_count: how many in all.
+    """
+
+    failures: list[tuple[str, str]]
+    failed_count: int
+
+    def __init__(
+        self, message: str, failures: list[tuple[str, str]] | None = None, failed_count: int = 0, **kwargs: object
+    ) -> None:
+        super().__init__(message, **kwargs)  # type: ignore[arg-type]  # code, name, fatal pass through
+        self.failures = failures or []
+        self.failed_count = failed_count
+
+
+class DeadLetterError(DeliveryError):
+    """A failed record could not be copied to its dead-letter topic, so its offset stays and the server stops."""
+
+
+# --- our bug ---------------------------------------------------------------------------------------------------------
+
+
+class InternalError(KevenError):
+    """An invariant of this library does not hold: please report it."""
+
+
+def refused_credentials(error: KafkaError) -> AuthenticationError | None:
+    """The error as an AuthenticationError when it says that one side does not trust the other; else None."""
+    if isinstance(error, AuthenticationError):
+        return error
+    # A connection lost during the handshake is an _SSL error too; only the text tells it from a certificate's.
+    if error.name == "_SSL" and "certificate" in str(error):
+        return AuthenticationError(str(error), code=error.code, name=error.name)
+    return None
+
+
+_CLASS_OF_NAME: dict[str, type[KafkaError]] = {
+    "_TRANSPORT": BrokerUnavailableError,
+    "_RESOLVE": BrokerUnavailableError,
+    "_ALL_BROKERS_DOWN": BrokerUnavailableError,
+    "_TIMED_OUT": KafkaTimeoutError,
+    "_TIMED_OUT_QUEUE": KafkaTimeoutError,
+    "_MSG_TIMED_OUT": KafkaTimeoutError,
+    "REQUEST_TIMED_OUT": KafkaTimeoutError,
+    "_AUTHENTICATION": AuthenticationError,
+    "SASL_AUTHENTICATION_FAILED": AuthenticationError,
+    "TOPIC_AUTHORIZATION_FAILED": AuthorizationError,
+    "GROUP_AUTHORIZATION_FAILED": AuthorizationError,
+    "CLUSTER_AUTHORIZATION_FAILED": AuthorizationError,
+    "TRANSACTIONAL_ID_AUTHORIZATION_FAILED": AuthorizationError,
+    "UNKNOWN_TOPIC_OR_PART": UnknownTopicError,
+    "_UNKNOWN_TOPIC": UnknownTopicError,
+    "_UNKNOWN_PARTITION": UnknownTopicError,
+    "OFFSET_OUT_OF_RANGE": OffsetOutOfRangeError,
+    "_AUTO_OFFSET_RESET": OffsetOutOfRangeError,
+    "_NO_OFFSET": OffsetOutOfRangeError,
+}
+
+
+def kafka_error(code: int, name: str, message: str, *, fatal: bool = False) -> KafkaError:
+    """Build the error of the class that fits librdkafka's error `name`; unknown names give a plain KafkaError."""
+    return _CLASS_OF_NAME.get(name, KafkaError)(message, code=code, name=name, fatal=fatal)

@@ -1,0 +1,78 @@
+"""`EventRunner`: from the bytes of a message to the handlers of its event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from keven_core.kafka.abstracts.event_handler import EventHandler
+from keven_core.kafka.config import Settings
+from keven_core.kafka.envelope import name_of
+from keven_core.kafka.routing import build_table
+
+__all__ = ["EventRunner"]
+
+
+class EventRunner:
+    """Decodes messages into events and calls their handlers.
+
+    Arguments:
+        event_names: the events to handle; None: every event that has a handler.
+        event_handler: called with each event, sync or async; None (or EventHandler.handle_events): the registered
+            handlers.
+        all_events: `event_handler` also gets events that are not in `event_names`, as their class or generic.
+
+    A KafkaConsumerServer whose only runner this is takes dispatch_table() and runs it compiled; run() is the same for
+    one message at a time, in any thread.
+    """
+
+    def __init__(
+        self,
+        event_names: Iterable[object] | None = None,
+        event_handler: Callable[[Any], Any] | None = None,
+        all_events: bool = False,
+    ) -> None:
+        self.event_names = None if event_names is None else [name_of(name) for name in event_names]
+        self.event_handler = event_handler
+        self.all_events = all_events
+        self.registry = EventHandler.registry_of()
+        self._table: Any = None
+
+    def _own_handler(self) -> Callable[[Any], Any] | None:
+        # EventHandler's own dispatchers mean "the registered handlers", which are then called without a detour.
+        dispatchers = (EventHandler.handle_events, EventHandler.handle_all_events)
+        return None if self.event_handler in dispatchers else self.event_handler
+
+    def dispatch_table(self, settings: Settings | None = None) -> Any:
+        """The frozen DispatchTable of this runner, built from what is registered now."""
+        limit = (settings or Settings.from_env()).max_payload_bytes
+        return build_table(
+            EventHandler,
+            names=self.event_names,
+            handler=self._own_handler(),
+            all_events=self.all_events,
+            max_payload_bytes=limit,
+        )
+
+    def calls(self) -> list[Callable[[Any], Any]]:
+        """Everything that this runner may call, to tell whether an event loop is needed."""
+        handler = self._own_handler()
+        if handler is not None:
+            return [handler]
+        table = self.dispatch_table(Settings())  # its limits do not matter here, so the environment is left alone
+        routes = [*table.routes.values(), *table.bound.values()]
+        return [call for route in routes for call in (route.call, route.on_tombstone) if call is not None]
+
+    def run(self, message: bytes | None, topic: str | None = None) -> Any:
+        """Handle one message; an awaitable comes back when its handler is async. None, a tombstone, is passed over.
+
+        Raises UndecodableError, and whatever the handler raises. An event that nobody handles is passed over.
+        """
+        if message is None:
+            return None
+        if self._table is None:
+            self._table = self.dispatch_table()
+        route, event = self._table.resolve(message, topic)
+        if route is None:
+            return None
+        return route.call(event)

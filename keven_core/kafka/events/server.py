@@ -1,0 +1,186 @@
+"""Launchers of event servers: sync (blocks), async (a coroutine), or a process of its own.
+
+    from keven_core.kafka.events.server import start_events_receiver_server
+
+    start_events_receiver_server(server_name="my_event_server")
+
+Import the modules that define the handlers first: the dispatch table is built when the server starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from keven_core.kafka._launch import ServerProcess, launch
+from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer
+from keven_core.kafka.abstracts.event_handler import EventHandler
+from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
+from keven_core.kafka.topics import ALL_EVENTS_PATTERN, AUDIT_TOPIC, EVENTS_TOPIC, event_topic
+
+__all__ = [
+    "setup_event_listener",
+    "start_all_events_receiver_server",
+    "start_all_events_receiver_server_async",
+    "start_events_receiver_process",
+    "start_events_receiver_server",
+    "start_events_receiver_server_async",
+]
+
+
+def _default_topics() -> list[str]:
+    registry = EventHandler.registry_of()
+    return [EVENTS_TOPIC, *(event_topic(name) for name in registry.names())]
+
+
+def _consumer(server_name: str, topics: Iterable[str] | None, defaults: list[str], options: dict[str, Any]) -> Any:
+    server = KafkaConsumerServer(
+        list(defaults) if topics is None else topics,
+        client_id=options.pop("client_id", server_name),
+        group_id=options.pop("group_id", server_name),
+        **options,
+    )
+    if topics is None:
+        # Topics of foreign handlers are named by the service, so they have to exist.
+        server.topics += [t for t in EventHandler.registry_of().foreign_topics() if t not in server.topics]
+        server.optional_topics |= set(defaults)
+    return server
+
+
+def setup_event_listener(
+    auto_reprocess_errors: bool = False,
+    io_server: Any = None,
+    server_name: str = "keven",
+    timeout: float | None = None,
+    reraise_exceptions: bool = False,
+    log_exceptions: bool = True,
+    topics: Iterable[str] | None = None,
+    **options: Any,
+) -> EventReceiverServer:
+    """Make, but do not start, a server of the registered handlers.
+
+    Arguments:
+        io_server: a server of the service's own; None: a KafkaConsumerServer with client and group id `server_name`.
+        topics: None: `keven_events` and `keven_events.audit`.
+        options: further keyword arguments of KafkaConsumerServer; the other arguments are among them too.
+    """
+    if io_server is None:
+        options.update(
+            auto_reprocess_errors=auto_reprocess_errors,
+            timeout=timeout,
+            reraise_exceptions=reraise_exceptions,
+            log_exceptions=log_exceptions,
+        )
+        io_server = _consumer(server_name, topics, [EVENTS_TOPIC, AUDIT_TOPIC], options)
+    return EventReceiverServer(io_server, None, EventHandler.handle_events)
+
+
+def _events_server(server_name: str, io_server: Any, topics: Iterable[str] | None, options: dict[str, Any]) -> Any:
+    if io_server is None:
+        io_server = _consumer(server_name, topics, _default_topics(), options)
+    return EventReceiverServer(io_server, None, EventHandler.handle_events)
+
+
+def start_events_receiver_server(
+    server_name: str,
+    io_server: Any = None,
+    auto_reprocess_errors: bool = False,
+    *,
+    topics: Iterable[str] | None = None,
+    **options: Any,
+) -> None:
+    """Run the registered handlers in this thread until the server ends; blocks.
+
+    Arguments:
+        server_name: client id and consumer group.
+        io_server: a server of the service's own; None: a KafkaConsumerServer.
+        auto_reprocess_errors: see KafkaConsumerServer.
+        topics: None: `keven_events`, `keven_events_<name>` of each event that has a handler, and foreign topics.
+        options: further keyword arguments of KafkaConsumerServer.
+
+    SIGTERM and Ctrl-C finish the batch in hand, commit and leave the group; then it returns. Raises CommitError when
+    the last commit could not be confirmed, so that a script ends with an exit code that is not 0.
+    """
+    options["auto_reprocess_errors"] = auto_reprocess_errors
+    _events_server(server_name, io_server, topics, options).start_sync()
+
+
+async def start_events_receiver_server_async(
+    server_name: str,
+    io_server: Any = None,
+    auto_reprocess_errors: bool = False,
+    *,
+    topics: Iterable[str] | None = None,
+    **options: Any,
+) -> None:
+    """As start_events_receiver_server(), in the running event loop; cancelling it stops the server in order.
+
+    The loop is the caller's: `uvloop.run(start_events_receiver_server_async(...))` is the fast one.
+    """
+    options["auto_reprocess_errors"] = auto_reprocess_errors
+    await _events_server(server_name, io_server, topics, options).start()
+
+
+def start_events_receiver_process(
+    server_name: str,
+    io_server: Any = None,
+    auto_reprocess_errors: bool = False,
+    *,
+    topics: Iterable[str] | None = None,
+    **options: Any,
+) -> ServerProcess:
+    """Run start_events_receiver_server() in a process of its own; returns its handle at once.
+
+    The process imports the main script (or module) again to find the handlers; there, this very call ends the import,
+    so handlers have to be defined or imported above it. No `__main__` guard is needed. Arguments must be picklable.
+    Raises LaunchError under `python -c`, from standard input and in notebooks.
+    """
+    arguments = {
+        "server_name": server_name,
+        "io_server": io_server,
+        "auto_reprocess_errors": auto_reprocess_errors,
+        "topics": None if topics is None else list(topics),
+        **options,
+    }
+    return launch(server_name, start_events_receiver_server, arguments)
+
+
+def _all_events_server(
+    server_name: str,
+    io_server: Any,
+    include_audit: bool,
+    event_handler: Callable[[Any], Any] | None,
+    options: dict[str, Any],
+) -> Any:
+    if io_server is None:
+        topics = [EVENTS_TOPIC, ALL_EVENTS_PATTERN] + ([AUDIT_TOPIC] if include_audit else [])
+        io_server = _consumer(server_name, None, topics, options)
+    return AllEventsReceiverServer(io_server, event_handler)
+
+
+def start_all_events_receiver_server(
+    server_name: str,
+    io_server: Any = None,
+    include_audit: bool = False,
+    *,
+    event_handler: Callable[[Any], Any] | None = None,
+    **options: Any,
+) -> None:
+    """Run a server of every event: `keven_events`, `^keven_events_.*` and, with `include_audit`, the audit topic.
+
+    `event_handler` gets each event, those without a class as generic events; None: the registered handlers. Else as
+    start_events_receiver_server().
+    """
+    _all_events_server(server_name, io_server, include_audit, event_handler, options).start_sync()
+
+
+async def start_all_events_receiver_server_async(
+    server_name: str,
+    io_server: Any = None,
+    include_audit: bool = False,
+    *,
+    event_handler: Callable[[Any], Any] | None = None,
+    **options: Any,
+) -> None:
+    """As start_all_events_receiver_server(), in the running event loop."""
+    await _all_events_server(server_name, io_server, include_audit, event_handler, options).start()

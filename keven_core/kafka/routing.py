@@ -1,0 +1,353 @@
+"""Builds the dispatch table of a server from the registry: what a message costs is decided here, once.
+
+An event with one handler and no hooks is routed straight to the bound method; hooks and further handlers are composed
+into one call, so the hot path knows nothing of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from keven_core.kafka._drivers import escaped_cancellation
+from keven_core.kafka.errors import RegistrationError, UsageError
+from keven_core.kafka.events.event import Event, decoders_of, generic_decoders
+from keven_core.kafka.registry import Handler, HandlerRegistry
+from keven_core.kafka.topics import event_topic, folded
+
+if TYPE_CHECKING:
+    from keven_core._native.dispatch import DispatchTable, Route
+
+__all__ = ["as_unary", "build_table", "compose", "event_decoders", "handlers_call", "is_async", "runners_table"]
+
+Call = Callable[[Any], Any]
+
+
+def is_async(call: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine, also for objects with an async `__call__` and partials."""
+    while isinstance(call, functools.partial):
+        call = call.func
+    by_class = getattr(type(call), "__call__", None)  # noqa: B004  # not to tell whether it can be called
+    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(by_class)
+
+
+def as_unary(hook: Callable[..., Any]) -> Call:
+    """`hook` as a function of the event, for hooks that take no argument; async if the hook is."""
+    try:
+        inspect.signature(hook).bind(None)
+    except ValueError:  # a builtin without a signature
+        return hook
+    except TypeError:
+        if not is_async(hook):
+            return lambda event: hook()
+
+        async def call_without_event(event: Any) -> None:
+            await hook()
+
+        return call_without_event
+    return hook
+
+
+def _check_done(call: Call, result: Any) -> None:
+    """Refuse a result that is work which has only been prepared, as the hot path does where one handler is alone."""
+    if result is None:
+        return
+    generator = hasattr(result, "__next__") or hasattr(result, "__anext__")
+    if not generator and not isinstance(result, Awaitable):
+        return
+    if hasattr(result, "close"):
+        result.close()
+    advice = "it has a `yield`, so calling it runs nothing" if generator else "declare it `async def`"
+    name = getattr(call, "__qualname__", repr(call))
+    raise UsageError(f"{name} returned {type(result).__name__} instead of doing its work: {advice}")
+
+
+def _run_now(call: Call, event: Any) -> None:
+    """Run a synchronous part of a composed call."""
+    _check_done(call, call(event))
+
+
+async def _run_or_await(call: Call, event: Any) -> None:
+    """Run a part of a composed call that may be async."""
+    result = call(event)
+    if not isinstance(result, Awaitable):
+        _check_done(call, result)
+        return
+    try:
+        await result
+    except asyncio.CancelledError as error:
+        failure = escaped_cancellation(error)
+        if failure is None:
+            raise
+        raise failure from error
+
+
+def compose(calls: list[Call], pre: list[Call], post: list[Call]) -> Call:
+    """One call for all: pre-hooks, each handler in order, post-hooks.
+
+    Every handler runs, also after one that raised; the first exception is raised at the end. Post-hooks always run. A
+    pre-hook that raises keeps the handlers from running. The result is async when any part is.
+    """
+    if len(calls) == 1 and not pre and not post:
+        return calls[0]
+    if any(is_async(call) for call in (*calls, *pre, *post)):
+        return _compose_async(calls, pre, post)
+
+    def call_all(event: Any) -> None:
+        failure: Exception | None = None
+        try:
+            for hook in pre:
+                _run_now(hook, event)
+            for call in calls:
+                try:
+                    _run_now(call, event)
+                except Exception as error:
+                    failure = failure or error
+        except Exception as error:
+            failure = error
+        for hook in post:
+            try:
+                _run_now(hook, event)
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    return call_all
+
+
+def _compose_async(calls: list[Call], pre: list[Call], post: list[Call]) -> Call:
+    async def call_all(event: Any) -> None:
+        failure: Exception | None = None
+        try:
+            for hook in pre:
+                await _run_or_await(hook, event)
+            for call in calls:
+                try:
+                    await _run_or_await(call, event)
+                except Exception as error:
+                    failure = failure or error
+        except Exception as error:
+            failure = error
+        for hook in post:
+            try:
+                await _run_or_await(hook, event)
+            except Exception as error:
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    return call_all
+
+
+def _calls_of(
+    registry: HandlerRegistry, handlers: Iterable[Handler], base: Any
+) -> tuple[list[Call], list[Call], list[Call]]:
+    """Handlers as calls, with the hooks of `base` and of each handler class, each once."""
+    calls: list[Call] = []
+    pre: list[Call] = list(base.hooks("_pre_hooks"))
+    post: list[Call] = list(base.hooks("_post_hooks"))
+    for handler in handlers:
+        instance = registry.instance_of(handler)
+        if not handler.is_class:
+            calls.append(instance)
+            continue
+        calls.append(getattr(instance, type(handler.target).handle_method))
+        pre += [hook for hook in handler.target.hooks("_pre_hooks") if hook not in pre]
+        post += [hook for hook in handler.target.hooks("_post_hooks") if hook not in post]
+    return calls, [as_unary(hook) for hook in pre], [as_unary(hook) for hook in post]
+
+
+def handlers_call(registry: HandlerRegistry, base: Any, name: str) -> Call | None:
+    """The composed call of an event's handlers, None if it has none."""
+    handlers = registry.handlers_of(name)
+    return compose(*_calls_of(registry, handlers, base)) if handlers else None
+
+
+def _tombstone_call(registry: HandlerRegistry, handlers: list[Handler]) -> Call | None:
+    calls = [
+        registry.instance_of(handler).handle_tombstone
+        for handler in handlers
+        if handler.is_class and hasattr(handler.target, "handle_tombstone")
+    ]
+    return compose(calls, [], []) if calls else None
+
+
+def event_decoders(name: str, *, bound: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """(JSON, MessagePack) decode functions of an event: of its own class, or generic."""
+    cls = Event.classes.get(name)
+    if cls is not None:
+        return decoders_of(cls)
+    return generic_decoders(name if bound else None)
+
+
+class _NameOnly(msgspec.Struct):
+    event_name: str | None = None
+
+
+def _make_table(
+    routes: list[Route], bound: dict[str, Route], unnamed: Route | None, max_payload_bytes: int
+) -> DispatchTable:
+    from keven_core._native.dispatch import DispatchTable
+
+    json_name = msgspec.json.Decoder(_NameOnly).decode
+    msgpack_name = msgspec.msgpack.Decoder(_NameOnly).decode
+    return DispatchTable(
+        routes,
+        bound=bound,
+        unnamed=unnamed,
+        name_json=lambda data: json_name(data).event_name,
+        name_msgpack=lambda data: msgpack_name(data).event_name,
+        max_payload_bytes=max_payload_bytes,
+    )
+
+
+def build_table(
+    base: Any,
+    *,
+    names: Iterable[str] | None = None,
+    handler: Call | None = None,
+    all_events: bool = False,
+    max_payload_bytes: int = 16 << 20,
+) -> DispatchTable:
+    """The dispatch table of a server.
+
+    Arguments:
+        base: the handler base class, EventHandler.
+        names: events to dispatch; None: every event that has a handler, and the foreign topics.
+        handler: one callable for all of them; None: the registered handlers.
+        all_events: with `handler`: it also gets events that are not in `names`, as their class or generic.
+        max_payload_bytes: larger values are dead-lettered.
+    """
+    from keven_core._native.dispatch import Route
+
+    registry: HandlerRegistry = base.registry_of()
+    routes: list[Route] = []
+    bound: dict[str, Route] = {}
+    _check_spelling(registry)
+    wanted = registry.names() if names is None else _match_names(registry, names)
+    if all_events and handler is not None:
+        wanted = list(dict.fromkeys([*wanted, *Event.classes]))
+    for name in wanted:
+        handlers = registry.handlers_of(name)
+        call = handler if handler is not None else handlers_call(registry, base, name)
+        if call is None:
+            continue
+        tombstone = _tombstone_call(registry, handlers) if handler is None else None
+        decode_json, decode_msgpack = event_decoders(name, bound=False)
+        shared: dict[str, Any] = {
+            "is_async": is_async(call),
+            "on_tombstone": tombstone,
+            "tombstone_is_async": tombstone is not None and is_async(tombstone),
+        }
+        routes.append(Route(name, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared))
+        decode_json, decode_msgpack = event_decoders(name, bound=True)
+        bound[event_topic(name)] = Route(name, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared)
+    if names is None and handler is None:
+        for topic in registry.foreign_topics():
+            bound[topic] = _foreign_route(registry, base, topic)
+    unnamed = None
+    if all_events and handler is not None:
+        decode_json, decode_msgpack = generic_decoders()
+        unnamed = Route(
+            "*", handler, decode_json=decode_json, decode_msgpack=decode_msgpack, is_async=is_async(handler)
+        )
+    return _make_table(routes, bound, unnamed, max_payload_bytes)
+
+
+def _check_spelling(registry: HandlerRegistry) -> None:
+    """Refuse handlers whose event has a class under another spelling: they would get generic events instead of it."""
+    spelled = {folded(name): cls for name, cls in Event.classes.items()}
+    for name in registry.names():
+        cls = spelled.get(folded(name))
+        if cls is not None and name not in Event.classes:
+            raise RegistrationError(
+                f"{registry.handlers_of(name)[0].qualified_name} is for {name!r} and the event class "
+                f"{cls.__module__}.{cls.__qualname__} is {cls.event_name!r}: names that differ only in case, dots and "
+                f"underscores collide"
+            )
+
+
+def _match_names(registry: HandlerRegistry, names: Iterable[str]) -> list[str]:
+    # events_with_handlers() gives lower-case names, so those find the event that was registered in its own case.
+    known = {name.lower(): name for name in (*Event.classes, *registry.names())}
+    return [known.get(name.lower(), name) for name in names]
+
+
+def _foreign_route(registry: HandlerRegistry, base: Any, topic: str) -> Route:
+    from keven_core._native.dispatch import Route
+
+    handlers = registry.handlers_of(topic, foreign=True)
+    first = handlers[0]
+    for other in handlers[1:]:
+        if (other.value_type, other.codec) != (first.value_type, first.codec):
+            raise RegistrationError(
+                f"{first.qualified_name} and {other.qualified_name} read topic {topic!r} as different types: "
+                f"handlers of one topic share value_type and codec"
+            )
+    call = compose(*_calls_of(registry, handlers, base))
+    tombstone = _tombstone_call(registry, handlers)
+    shared: dict[str, Any] = {
+        "is_async": is_async(call),
+        "on_tombstone": tombstone,
+        "tombstone_is_async": tombstone is not None and is_async(tombstone),
+    }
+    if first.value_type is bytes:
+        return Route(topic, call, raw=True, **shared)
+    decode_json, decode_msgpack = decoders_of(first.value_type)
+    if first.codec == "json":
+        decode_msgpack = decode_json
+    elif first.codec == "msgpack":
+        decode_json = decode_msgpack
+    return Route(topic, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared)
+
+
+def runners_table(runners: list[Any], *, pass_topic: bool) -> DispatchTable:
+    """The table of a user's own runners: every message goes to each of them, as bytes, without being decoded."""
+    from keven_core._native.dispatch import DispatchTable, Route
+
+    calls = [_run_of(runner) for runner in runners]
+    if pass_topic:
+        route = Route(
+            "*", _call_each_with_topic(calls), raw=True, with_topic=True, is_async=any(is_async(call) for call in calls)
+        )
+    else:
+        call = compose(calls, [], [])
+        route = Route("*", call, raw=True, is_async=is_async(call))
+    return DispatchTable((), everything=route)
+
+
+def _run_of(runner: Any) -> Callable[..., Any]:
+    """What to call for each message; async also for an EventRunner, whose run() is not but whose handlers may be."""
+    run: Callable[..., Any] = getattr(runner, "run", runner)
+    if not hasattr(runner, "dispatch_table") or not any(is_async(call) for call in runner.calls()):
+        return run
+
+    async def run_async(message: bytes, **topic: str) -> None:
+        result = run(message, **topic)
+        if isinstance(result, Awaitable):
+            await result
+
+    return run_async
+
+
+def _call_each_with_topic(calls: list[Callable[..., Any]]) -> Callable[..., Any]:
+    def call_all(message: bytes, topic: str) -> Any:
+        return compose([_with_topic(call, topic) for call in calls], [], [])(message)
+
+    return call_all
+
+
+def _with_topic(call: Callable[..., Any], topic: str) -> Call:
+    if is_async(call):
+
+        async def call_async(message: bytes) -> Any:
+            return await call(message, topic=topic)
+
+        return call_async
+    return lambda message: call(message, topic=topic)
