@@ -1,0 +1,1 @@
+"""The main job in one command: `python -m keven_core.demo`."""

@@ -1,0 +1,113 @@
+"""`dispatch(event)`: run the registered handlers of an event without a broker, and see what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from keven_core.kafka import logger as logger_module
+from keven_core.kafka import record as record_module
+from keven_core.kafka.abstracts.event_handler import EventHandler
+from keven_core.kafka.envelope import key_of
+from keven_core.kafka.errors import UndecodableError
+from keven_core.kafka.events.event import Event
+from keven_core.kafka.routing import _check_done, build_table
+from keven_core.kafka.topics import event_topic
+
+__all__ = ["DispatchResult", "PublishedMessage", "dispatch"]
+
+
+@dataclass(frozen=True)
+class PublishedMessage:
+    """A message that a handler wrote with a logger or publisher."""
+
+    topic: str
+    value: bytes
+    key: bytes | None
+    headers: list[tuple[str, bytes | None]]
+
+
+@dataclass(frozen=True)
+class DispatchResult:
+    """What became of one event.
+
+    Attributes:
+        outcome: "done", "skipped" (no handler) or "dead" (it would be dead-lettered).
+        error: why it is dead: what a handler or hook raised, or UndecodableError.
+        published: what the handlers wrote meanwhile, in order.
+    """
+
+    outcome: str
+    error: Exception | None = None
+    published: list[PublishedMessage] = field(default_factory=list)
+
+
+class _Given:
+    def __init__(self, record: Any) -> None:
+        self._record = record
+
+    def record_in_hand(self) -> Any:
+        return self._record
+
+
+def dispatch(
+    event: Event | bytes,
+    *,
+    topic: str | None = None,
+    key: bytes | None = None,
+    headers: list[tuple[str, bytes | None]] | None = None,
+    codec: str = "json",
+) -> DispatchResult:
+    """Encode an event, decode it as a server would, run its handlers and hooks, and say what came of it.
+
+    Arguments:
+        event: an Event, or the bytes of a message.
+        topic: where it comes from; None: the event's own topic (bytes: `keven_events`).
+        key, headers: of the record, for handlers that call current_record().
+        codec: "json" or "msgpack".
+
+    Async handlers run in an event loop of their own, so it can't be called inside one that runs. What handlers write
+    with KafkaLogger, KafkaBatchLogger or EventPublisher is collected instead of sent.
+    """
+    from keven_core._native.message import Record
+
+    if isinstance(event, Event):
+        value = event.serialize(codec)
+        key = key if key is not None else key_of(event)
+        topic = topic or event_topic(event.event_name)
+    else:
+        value, topic = event, topic or "keven_events"
+    record = Record(topic, 0, 0, value=value, key=key, headers=headers)
+    captured: list[Any] = []
+    capture = logger_module._capture.set(captured)
+    source = record_module._source.set(_Given(record))
+    try:
+        outcome, error = _run(value, topic, headers)
+    finally:
+        record_module._source.reset(source)
+        logger_module._capture.reset(capture)
+    return DispatchResult(outcome, error, [PublishedMessage(*message) for message in captured])
+
+
+def _run(value: bytes, topic: str, headers: Any) -> tuple[str, Exception | None]:
+    table = build_table(EventHandler)
+    try:
+        route, decoded = table.resolve(value, topic, headers)
+    except UndecodableError as error:
+        return "dead", error
+    if route is None:
+        return "skipped", None
+    try:
+        result = route.call(decoded)
+        if route.is_async:
+            asyncio.run(_wait_for(result))
+        else:
+            _check_done(route.call, result)
+    except Exception as error:
+        return "dead", error
+    return "done", None
+
+
+async def _wait_for(awaitable: Any) -> None:
+    await awaitable

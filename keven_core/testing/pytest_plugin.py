@@ -1,0 +1,64 @@
+"""Pytest fixtures for services: `embedded_kafka`, `kafka` (a real broker) and `handler_registry`.
+
+Installed with the package (entry point `pytest11`); nothing of it is imported before a fixture is used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from keven_core.testing.embedded import EmbeddedKafka
+
+
+def pytest_configure(config: Any) -> None:
+    """Make the marker known to strict test suites."""
+    config.addinivalue_line("markers", "real_kafka: needs a real Kafka broker")
+
+
+@pytest.fixture
+def embedded_kafka() -> Iterator[EmbeddedKafka]:
+    """A fresh EmbeddedKafka with one broker for this test."""
+    from keven_core.testing.embedded import EmbeddedKafka
+
+    with EmbeddedKafka() as kafka:
+        yield kafka
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Any]:
+    """A real Kafka for the whole session: KAFKA, a running `make kafka`, Docker, or Java with Maven, in this order.
+
+    Skips with the reason where none can be had; with CI=true and Java present that is a failure.
+    """
+    from keven_core.testing.real_kafka import real_kafka, unavailable_reason
+
+    reason = unavailable_reason()
+    if reason is not None:
+        import shutil
+
+        if os.environ.get("CI") == "true" and shutil.which("java"):
+            pytest.fail(f"real Kafka is needed here (CI=true and Java is present): {reason}")
+        pytest.skip(reason)
+    with real_kafka() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def handler_registry() -> Iterator[Any]:
+    """An empty registry of event handlers and event classes for this test; both are as before afterwards."""
+    from keven_core.kafka.abstracts.metaclass.base_handler_meta import EVENT_REGISTRY
+    from keven_core.kafka.events.event import Event
+
+    classes = dict(Event.classes)
+    Event.classes.clear()
+    try:
+        with EVENT_REGISTRY.isolated():
+            yield EVENT_REGISTRY
+    finally:
+        Event.classes.clear()
+        Event.classes.update(classes)
