@@ -1,0 +1,41 @@
+"""All benchmarks one after the other: `python -m benchmarks`, which is `make bench`.
+
+    python -m benchmarks [--quick] [--results FOLDER]
+
+Writes consume.json, consume.svg, latency.json and micro.json into the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import consume, latency
+from benchmarks._broker import broker
+from benchmarks._harness import ROOT
+
+
+def main() -> int:
+    """Run them on one broker; the exit code is that of the micro benchmarks, which fail on a regression."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="default: %(default)s")
+    options = parser.parse_args()
+    quick = ["--quick"] if options.quick else []
+    folder: Path = options.results.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    with broker() as address:
+        os.environ["KAFKA"] = address
+        consume.main([*quick, "--json", str(folder / "consume.json"), "--svg", str(folder / "consume.svg")])
+        consume.main([*quick, "--soak"])
+        latency.main([*quick, "--json", str(folder / "latency.json")])
+    del os.environ["KAFKA"]
+    micro = [sys.executable, "-m", "pytest", "-q", "benchmarks/micro", f"--benchmark-json={folder / 'micro.json'}"]
+    return subprocess.run(micro, cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
