@@ -1,0 +1,29 @@
+"""What holds for every test: the compiled modules are the ones under test, and no thread's exception goes unnoticed."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+from builds import compiled_modules, wrong_builds
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # An exception that nobody could catch, in a thread or in __dealloc__, fails the test that it happened in.
+    config.addinivalue_line("filterwarnings", "error::pytest.PytestUnhandledThreadExceptionWarning")
+    config.addinivalue_line("filterwarnings", "error::pytest.PytestUnraisableExceptionWarning")
+    # The plugin comes with the installed package; without an installation it is taken from the source tree.
+    if not config.pluginmanager.hasplugin("keven_core"):
+        config.pluginmanager.import_plugin("keven_core.testing.pytest_plugin")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    try:
+        problems = wrong_builds(compiled_modules(), os.environ.get("KEVEN_EXPECTED_BUILD"))
+    except ImportError as error:
+        problems = [str(error)]
+    if problems:
+        raise pytest.UsageError("the compiled modules are not the ones under test:\n" + "\n".join(problems))

@@ -1,0 +1,50 @@
+"""Three brokers that die and come back one after the other under load: leaders and the group's coordinator move."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from real_services import PROTOCOLS, Load, Services, assert_delivered, own_broker_reason, wait_until_all_handled
+
+from keven_core.testing.real_kafka import RealKafka
+
+pytestmark = [pytest.mark.real_kafka, pytest.mark.soak, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[RealKafka]:
+    reason = own_broker_reason()
+    if reason is not None:
+        pytest.skip(reason)
+    with RealKafka(3, heap="300m") as cluster:
+        yield cluster
+
+
+@PROTOCOLS
+def test_each_broker_is_killed_and_restarted(cluster: RealKafka, tmp_path: Path, protocol: str) -> None:
+    topic = f"rolled-{PROTOCOLS.args[1].index(protocol)}"
+    cluster.create_topic(topic, partitions=6, replication_factor=3)
+    address = cluster.bootstrap_servers
+    services = Services(tmp_path, address, address, topic)
+    options = {"protocol": protocol, "rdkafka": "reconnect.backoff.max.ms=500,socket.timeout.ms=5000"}
+    try:
+        with Load(address, topic, 6, rate=200) as load:
+            workers = [services.worker(f"worker-{number}", **options) for number in range(2)]  # type: ignore[arg-type]
+            for worker in workers:
+                worker.wait_for_more()
+            for node in (1, 2, 3):
+                sent = load.acknowledged_count
+                cluster.kill(node)
+                for worker in workers:
+                    worker.wait_for_more(100)  # by itself, with two brokers
+                cluster.restart(node)
+                for worker in workers:
+                    worker.wait_for_more(100)
+                assert load.acknowledged_count > sent
+            load.stop()
+        wait_until_all_handled(load, *workers)
+        for worker in workers:
+            worker.stop()
+        assert_delivered(load.acknowledged, *workers, repeats=10_000)
+    finally:
+        services.close()

@@ -1,0 +1,52 @@
+"""kill -9 of the consumer under load, again and again; and the proof that the oracle finds what it is there for."""
+
+import pytest
+from real_services import KIP_848, Load, Services, Worker, assert_delivered, judge, wait_until, wait_until_all_handled
+
+from keven_core.testing.real_kafka import RealKafka
+
+pytestmark = pytest.mark.real_kafka
+
+KILLS = 3
+
+
+def killed_under_load(
+    kafka: RealKafka, services: Services, topic: str, *, planted: bool = False, protocol: str = ""
+) -> tuple[Load, list[Worker]]:
+    """Kill the only consumer some times in the middle of its work, and let a last one handle the rest."""
+    workers = []
+    with Load(kafka.direct_bootstrap_servers, topic, 4, rate=500) as load:
+        for kill in range(KILLS):
+            worker = services.worker(f"victim-{kill}", work_s=0.001, planted=planted, protocol=protocol)
+            workers.append(worker)
+            worker.wait_for_count(150)
+            sent = load.acknowledged_count
+            worker.kill()
+            # The fault happened while traffic flowed.
+            assert worker.count >= 150
+            assert worker.returncode == -9
+            wait_until(lambda sent=sent: load.acknowledged_count > sent, "messages are sent on")
+        load.stop()
+    last = services.worker("last", planted=planted, protocol=protocol)
+    if not planted:
+        wait_until_all_handled(load, *workers, last)
+    else:
+        last.wait_for(lambda: last.handled and last.handled[-1].number >= load.sent - 4, "the last has come to the end")
+    last.stop()
+    return load, [*workers, last]
+
+
+@pytest.mark.parametrize("protocol", ["", KIP_848], ids=["classic", "kip-848"])
+def test_kill_9_loses_nothing(own_kafka: RealKafka, own_services: Services, own_topic: str, protocol: str) -> None:
+    load, workers = killed_under_load(own_kafka, own_services, own_topic, protocol=protocol)
+    assert_delivered(load.acknowledged, *workers, repeats=None)
+
+
+def test_the_oracle_finds_a_commit_before_the_handler(
+    own_kafka: RealKafka, own_services: Services, own_topic: str
+) -> None:
+    load, workers = killed_under_load(own_kafka, own_services, own_topic, planted=True)
+    verdict = judge(load.acknowledged, workers)
+    assert verdict.lost, f"the oracle is blind: {verdict}"
+    with pytest.raises(AssertionError, match="lost"):
+        assert_delivered(load.acknowledged, *workers, repeats=None)
