@@ -6,6 +6,7 @@ Installed with the package (entry point `pytest11`); nothing of it is imported b
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -29,21 +30,31 @@ def embedded_kafka() -> Iterator[EmbeddedKafka]:
         yield kafka
 
 
+def skip_without_kafka(*, own_broker: bool = False) -> None:
+    """Skip the test, with the reason, where no real Kafka can be had; with CI=true and Java present it fails.
+
+    Args:
+        own_broker: as `real_kafka.unavailable_reason` takes it.
+    """
+    from keven_core.testing.real_kafka import unavailable_reason
+
+    reason = unavailable_reason(own_broker=own_broker)
+    if reason is None:
+        return
+    if os.environ.get("CI") == "true" and shutil.which("java"):
+        pytest.fail(f"real Kafka is needed here (CI=true and Java is present): {reason}")
+    pytest.skip(reason)
+
+
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[Any]:
     """A real Kafka for the whole session: KAFKA, a running `make kafka`, Docker, or Java with Maven, in this order.
 
     Skips with the reason where none can be had; with CI=true and Java present that is a failure.
     """
-    from keven_core.testing.real_kafka import real_kafka, unavailable_reason
+    from keven_core.testing.real_kafka import real_kafka
 
-    reason = unavailable_reason()
-    if reason is not None:
-        import shutil
-
-        if os.environ.get("CI") == "true" and shutil.which("java"):
-            pytest.fail(f"real Kafka is needed here (CI=true and Java is present): {reason}")
-        pytest.skip(reason)
+    skip_without_kafka()
     with real_kafka() as cluster:
         yield cluster
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from real_services import PROTOCOLS, Load, Services, assert_delivered, own_broker_reason, wait_until_all_handled
+from real_services import PROTOCOLS, Load, Services, assert_delivered, wait_until_all_handled
 
+from keven_core.testing.pytest_plugin import skip_without_kafka
 from keven_core.testing.real_kafka import RealKafka
 
 pytestmark = [pytest.mark.real_kafka, pytest.mark.soak, pytest.mark.timeout(1200)]
@@ -13,9 +14,7 @@ pytestmark = [pytest.mark.real_kafka, pytest.mark.soak, pytest.mark.timeout(1200
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RealKafka]:
-    reason = own_broker_reason()
-    if reason is not None:
-        pytest.skip(reason)
+    skip_without_kafka(own_broker=True)
     with RealKafka(3, heap="300m") as cluster:
         yield cluster
 

@@ -19,16 +19,18 @@ from confluent_kafka.admin import AdminClient
 from keven_core.testing._broker_process.ports import PortReservation
 from keven_core.testing._broker_process.process import process_identity
 from keven_core.testing.proxy import PRODUCE
-from keven_core.testing.real_kafka import KafkaStartError, RealKafka, unavailable_reason
+from keven_core.testing.pytest_plugin import skip_without_kafka
+from keven_core.testing.real_kafka import KafkaStartError, RealKafka
 
-_REASON = unavailable_reason(own_broker=True)
-pytestmark = [
-    pytest.mark.real_kafka,
-    pytest.mark.skipif(_REASON is not None, reason=str(_REASON)),
-]
+pytestmark = pytest.mark.real_kafka
 
 _DEADLINE_S = 30.0
 _SMALL: dict[str, Any] = {"heap": "256m"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _java() -> None:
+    skip_without_kafka(own_broker=True)
 
 
 def wait_until(condition: Callable[[], bool], what: str) -> None:

@@ -27,7 +27,8 @@ from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, 
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 
 import keven_core
-from keven_core.testing.real_kafka import RealKafka, unavailable_reason
+from keven_core.testing.pytest_plugin import skip_without_kafka
+from keven_core.testing.real_kafka import RealKafka
 
 DEADLINE_S = 60.0
 ROOT = Path(keven_core.__file__).parents[1]
@@ -60,11 +61,7 @@ def own_broker() -> RealKafka:
 
     It ends with this process (RealKafka sees to that). See `healed` for how a test leaves it to the next.
     """
-    reason = unavailable_reason(own_broker=True)
-    if reason is not None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"a broker of its own is needed here (CI=true): {reason}")
-        pytest.skip(reason)
+    skip_without_kafka(own_broker=True)
     if not _own:
         kafka = RealKafka(
             proxied=True,
