@@ -1,9 +1,10 @@
-"""From which size on a value is better decoded in place (a shared Payload) than from a copy; justifies SHARE_FROM.
+"""What it costs to decode values from a copy instead of in place, by size; bears on SHARE_FROM of consumer.pyx.
 
     python -m benchmarks.payload_threshold [--rounds N] [--mib N] [--json P]
 
-Values of one size fill a topic; the bare consumer reads it with sharing on and off in turns. Two shapes: one long text
-(decoding makes a string of it) and msgspec.Raw (decoding keeps a view). Figures are CPU of the owner thread.
+Values of one size fill a topic; the bare consumer reads it both ways in turns. Two shapes: one long text (decoding
+makes a string of it) and msgspec.Raw (decoding keeps a view; small ones are copied then, so that a kept view never pins
+a fetch response many times its size). Figures are CPU of the owner thread.
 """
 
 from __future__ import annotations
@@ -18,11 +19,9 @@ import msgspec
 from benchmarks import _report, _topics
 from benchmarks._broker import broker
 from benchmarks._harness import Contestant, Spread, interleave, run_child
-from benchmarks._report import console
 from keven_core.kafka.events.event import Event, decoders_of
 
 _SIZES = [1 << power for power in range(10, 21)]
-_NEVER = 1 << 40
 _TOPIC = "keven-bench-threshold"
 
 
@@ -52,10 +51,18 @@ def run_one(spec: dict[str, Any]) -> dict[str, Any]:
     cls = TextBlob if spec["shape"] == "text" else RawBlob
     decode_json, decode_msgpack = decoders_of(cls)
     table = DispatchTable(
-        [Route(cls.event_name, lambda event: None, decode_json=decode_json, decode_msgpack=decode_msgpack)]
+        [
+            Route(
+                cls.event_name,
+                lambda event: None,
+                decode_json=decode_json,
+                decode_msgpack=decode_msgpack,
+                copied=spec["copied"],
+            )
+        ]
     )
     options = bare_options(spec, settings_of(spec))
-    consumer: Any = Consumer(options, table, _fail, store_offsets=False, share_from=spec["share_from"])  # type: ignore
+    consumer: Any = Consumer(options, table, _fail, store_offsets=False)
     consumer.assign([(spec["topic"], 0, 0)], manual=True)
     got = 0
     while not got:
@@ -77,7 +84,7 @@ def _fail(record: Any, stage: str, error: Exception) -> None:
 
 
 def measure(address: str, shape: str, size: int, rounds: int, mib: int) -> dict[str, Spread]:
-    """Copy and share of one shape and size."""
+    """Both ways for one shape and size."""
     topic = f"{_TOPIC}-{shape}-{size}"
     count = max(32, min(20_000, (mib << 20) // size))
     _topics.create(address, topic, partitions=1)
@@ -88,8 +95,8 @@ def measure(address: str, shape: str, size: int, rounds: int, mib: int) -> dict[
     producer.flush()
     target = "benchmarks.payload_threshold:run_one"
     sides = [
-        Contestant("copy", target, "", options={"share_from": _NEVER}),
-        Contestant("share", target, "", options={"share_from": 1}),
+        Contestant("copy", target, "", options={"copied": True}),
+        Contestant("in place", target, "", options={"copied": False}),
     ]
 
     def one(contestant: Contestant, number: int) -> dict[str, Any]:
@@ -102,9 +109,7 @@ def measure(address: str, shape: str, size: int, rounds: int, mib: int) -> dict[
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the table and the crossing points."""
-    from keven_core._native.consumer import Consumer
-
+    """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.payload_threshold", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: %(default)s)")
     parser.add_argument("--mib", type=int, default=32, help="data per topic (default: %(default)s)")
@@ -112,11 +117,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", help="write the results there")
     options = parser.parse_args(arguments)
     sizes = [int(size) for size in options.sizes.split(",")] if options.sizes else _SIZES
-    try:
-        Consumer({"group.id": _TOPIC}, share_from=1).close()  # type: ignore[call-arg]
-    except TypeError:
-        console.print("this build's Consumer has no share_from argument, so copy and share can't be compared")
-        return 1
     results: dict[str, Any] = {}
     with broker() as address:
         facts = _report.machine(address)
@@ -125,21 +125,13 @@ def main(arguments: list[str] | None = None) -> int:
             rows = []
             for size in sizes:
                 found = measure(address, shape, size, options.rounds, options.mib)
-                copy, share = found["copy"], found["share"]
-                results[f"{shape} {size}"] = {"copy": copy.median, "share": share.median}
+                copy, place = found["copy"], found["in place"]
+                results[f"{shape} {size}"] = {"copy": copy.median, "in place": place.median}
                 rows.append(
-                    (f"{size:,}", _report.plain(copy), _report.plain(share), f"{share.median / copy.median:.2f}")
+                    (f"{size:,}", _report.plain(copy), _report.plain(place), f"{place.median / copy.median:.2f}")
                 )
             _report.print_table(
-                f"{shape}: µs per message of the owner thread", ("bytes", "copy", "share", "share/copy"), rows
-            )
-            better = [
-                size for size in sizes if results[f"{shape} {size}"]["share"] < results[f"{shape} {size}"]["copy"]
-            ]
-            worse = [size for size in sizes if size not in better]
-            above = [size for size in better if not worse or size > max(worse)]
-            console.print(
-                f"{shape}: sharing wins from {min(above):,} bytes on" if above else f"{shape}: never for good"
+                f"{shape}: µs per message of the owner thread", ("bytes", "copy", "in place", "in place/copy"), rows
             )
     if options.json:
         _report.write_json(options.json, {"machine": facts, "us_per_message": results})

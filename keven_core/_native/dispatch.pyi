@@ -22,6 +22,7 @@ class Route:
         tombstone_is_async: bool = False,
         raw: bool = False,
         with_topic: bool = False,
+        copied: bool = False,
     ) -> None: ...
     @property
     def name(self) -> str: ...
@@ -41,6 +42,8 @@ class Route:
     def raw(self) -> bool: ...
     @property
     def with_topic(self) -> bool: ...
+    @property
+    def copied(self) -> bool: ...
 
 @final
 class DispatchTable:

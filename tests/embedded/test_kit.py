@@ -437,7 +437,7 @@ def _run_kafka_fixture(tmp_path: Path, **environment: str) -> str:
     (tmp_path / "conftest.py").write_text(
         "import shutil\n"
         "from keven_core.testing import real_kafka\n"
-        "real_kafka.unavailable_reason = lambda: 'nothing here'\n"
+        "real_kafka.unavailable_reason = lambda **_: 'nothing here'\n"
         "shutil.which = lambda name: '/usr/bin/' + name\n"
     )
     (tmp_path / "test_service.py").write_text("def test_it(kafka):\n    pass\n")

@@ -178,6 +178,38 @@ def test_a_value_that_is_kept_is_safe_after_the_batch_and_after_close(embedded_k
     assert live_objects() == before
 
 
+@SIZES
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_decoder_that_keeps_what_it_was_given(embedded_kafka: EmbeddedKafka, size: int, fails: bool) -> None:
+    from keven_core._native.dispatch import DispatchTable, Route
+
+    values = [value_of(i, size) for i in range(6)]
+    fill(embedded_kafka, "t", list(values))
+    views: list[memoryview] = []
+    handled: list[bytes] = []
+
+    def decode(data: Any) -> bytes:
+        views.append(memoryview(data))
+        if fails:
+            raise ValueError("no")
+        return bytes(data)
+
+    route = Route("ITEM", handled.append, decode_json=decode, decode_msgpack=decode)
+    table = DispatchTable([route])
+    failed: list[bytes] = []
+    consumer = consumer_of(
+        embedded_kafka, "t", table=table, on_failure=lambda record, stage, error: failed.append(record.value)
+    )
+    handle_all(consumer, 6)
+    assert consumer.close(5000)
+    assert (failed if fails else handled) == values
+    # Each value was seen, some twice: those that were copied after it turned out that they are kept.
+    assert {bytes(view) for view in views} == set(values)
+    assert [bytes(view) for view in views][-1] == values[-1]
+    views.clear()
+    assert live_objects()["payloads"] == 0
+
+
 def test_a_view_of_a_raw_handler_is_a_copy(embedded_kafka: EmbeddedKafka) -> None:
     from keven_core._native.dispatch import DispatchTable, Route
 

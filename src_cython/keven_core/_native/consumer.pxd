@@ -16,7 +16,8 @@ cdef class Consumer(Membership):
     cdef Py_ssize_t index       # of the record in hand
     cdef object on_failure
     cdef list row_errors
-    cdef Payload payload        # the value of the record in hand, when it is shared
+    cdef Payload window         # shows the value of the record in hand to its decoder
+    cdef Payload payload        # the value of the record in hand, when what was decoded keeps views of it
     cdef object base_context
     cdef object context
     cdef bint store_offsets
@@ -31,6 +32,8 @@ cdef class Consumer(Membership):
     cdef void _advance(self, Account *account, rd_kafka_message_t *message) noexcept
     cdef object _run(self)
     cdef PyObject *_decode(self, Route route, PyObject *value, rd_kafka_message_t *message) noexcept
+    cdef PyObject *_decode_copy(self, Route route, rd_kafka_message_t *message) noexcept
+    cdef int _hand_over(self) except -1
     cdef PyObject *_call_with_topic(self, Route route, rd_kafka_message_t *message, PyObject *value) noexcept
     cdef void *_identify(self, Account *account, rd_kafka_message_t *message, bint named) except? NULL
     cdef bint _acceptable(self, Account *account, rd_kafka_message_t *message) except -1

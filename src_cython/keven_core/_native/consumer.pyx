@@ -1,7 +1,7 @@
 """The consumer's hot path: fetch a batch without the GIL, then identify, look up, decode, call and account each record.
 
-Ownership: a Consumer owns its fetched messages and frees each exactly once, in finish_batch() or close(); a large
-value that a handler keeps is handed to its Payload instead.
+Ownership: a Consumer owns its fetched messages and frees each exactly once, in finish_batch() or close(); one whose value
+is still referred to after decoding is handed to its Payload instead.
 Threads: one owner thread calls everything but wake(), `closed` and what Membership gives to any thread.
 
 Delivery: at-least-once. A record's offset is stored only when all of its handlers have returned (or its dead-letter
@@ -31,6 +31,7 @@ import warnings
 from keven_core.kafka import errors
 
 cdef extern from "Python.h":
+    Py_ssize_t Py_REFCNT(PyObject *value)
     PyObject *PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size)
     void PyErr_Fetch(PyObject **type, PyObject **value, PyObject **traceback)
     void PyErr_NormalizeException(PyObject **type, PyObject **value, PyObject **traceback)
@@ -70,7 +71,7 @@ cdef extern from *:
 
 
 cdef enum:
-    # Values from here on are shared with their message instead of copied (benchmarks/payload_threshold.py).
+    # Shorter values are copied when what is decoded keeps views of them: a view pins its whole fetch response (1 MB).
     SHARE_FROM = 32768
     # How many records ahead of the current one the payload is asked for: their lines are in the other core's cache,
     # 0.2 us away. Measured: 4 to 8 are alike, 2 is too late.
@@ -156,6 +157,7 @@ cdef class Consumer(Membership):
         api.conf_set_events(conf, RD_KAFKA_EVENT_LOG | RD_KAFKA_EVENT_ERROR | RD_KAFKA_EVENT_STATS
                             | RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH)
         self._start(RD_KAFKA_CONSUMER, conf)
+        self.window = Payload.of(self.handle)
         with nogil:
             self.queue = api.queue_get_consumer(self.handle.rk)
         if self.queue == NULL:
@@ -382,19 +384,23 @@ cdef class Consumer(Membership):
             # Decode.
             if message.len > UNCHECKED and not route.raw and not self._acceptable(account, message):
                 continue
-            if message.len < SHARE_FROM or route.raw:
+            if route.raw:
                 value = PyBytes_FromStringAndSize_raw(<const char *>message.payload, message.len)
                 if value == NULL:
                     raise MemoryError()
             else:
-                self.payload = Payload.adopt(self.handle, message)
-                self.messages[self.index] = NULL
-                value = <PyObject *>self.payload
-                Py_INCREF(<object>value)
-            if not route.raw:
-                result = self._decode(route, value, message)
-                Py_DECREF(<object>value)
-                value = result
+                if route.copied or (route.keeps and message.len < SHARE_FROM):
+                    value = self._decode_copy(route, message)
+                else:
+                    self.window.message = message
+                    value = self._decode(route, <PyObject *>self.window, message)
+                    if value != NULL and Py_REFCNT(<PyObject *>self.window) > 1:
+                        if message.len < SHARE_FROM:
+                            route.keeps = True
+                            Py_DECREF(<object>value)
+                            value = self._decode_copy(route, message)
+                        if value != NULL and Py_REFCNT(<PyObject *>self.window) > 1:
+                            self._hand_over()
                 if value == NULL:
                     value = self._decode_failed(account, message, &found)
                     if value == NULL:
@@ -428,6 +434,25 @@ cdef class Consumer(Membership):
         if message.len and (<uint8_t *>message.payload)[0] < 0x80:
             return keven_call(<PyObject *>route.decode_json, value)
         return keven_call(<PyObject *>route.decode_msgpack, value)
+
+    cdef PyObject *_decode_copy(self, Route route, rd_kafka_message_t *message) noexcept:
+        """As _decode, from bytes made of the value."""
+        cdef PyObject *value
+        cdef PyObject *copy = PyBytes_FromStringAndSize_raw(<const char *>message.payload, message.len)
+        if copy == NULL:
+            return NULL
+        value = self._decode(route, copy, message)
+        Py_DECREF(<object>copy)
+        return value
+
+    cdef int _hand_over(self) except -1:
+        """Give the message in hand to the window that shows it, because something refers to that: it gets a new one."""
+        cdef Payload window = Payload.of(self.handle)
+        self.window.own()
+        self.payload = self.window
+        self.messages[self.index] = NULL
+        self.window = window
+        return 0
 
     cdef PyObject *_call_with_topic(self, Route route, rd_kafka_message_t *message, PyObject *value) noexcept:
         cdef PyObject *result = NULL
@@ -468,6 +493,8 @@ cdef class Consumer(Membership):
         """Decoding has raised. Tries the event that the value itself names; NULL: the record has been accounted for."""
         cdef Route route = <Route>found[0]
         error = _take_exception()
+        if Py_REFCNT(<PyObject *>self.window) > 1:  # by a frame of the traceback, say
+            self._hand_over()
         if isinstance(error, MemoryError) or not isinstance(error, Exception):
             raise error
         if message.len == 0:
@@ -630,6 +657,8 @@ cdef class Consumer(Membership):
                 (<Account *><uintptr_t>address).touched = False
                 (<Account *><uintptr_t>address).last = NULL
             self.touched.clear()
+        if self.window is not None:
+            self.window.message = NULL
         self.payload = None
         self.awaiting = False
         self.ended = False

@@ -15,6 +15,8 @@ cdef class Route:
     cdef readonly bint tombstone_is_async
     cdef readonly bint raw
     cdef readonly bint with_topic
+    cdef readonly bint copied
+    cdef bint keeps           # what is decoded keeps views of its value: seen by the consumer
     cdef bytes name_bytes
     cdef const char *name_data
     cdef size_t name_size

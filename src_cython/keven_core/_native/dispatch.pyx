@@ -258,15 +258,17 @@ cdef class Route:
     Arguments:
         name: the event name, or the topic for a foreign route.
         call: takes the decoded value; for an async route it returns the coroutine.
-        decode_json, decode_msgpack: take the value's buffer; may be the same function, ignored when `raw`.
+        decode_json, decode_msgpack: take the value as a buffer; may be the same function, ignored when `raw`.
         on_tombstone: takes the Record of a null value; None: tombstones are skipped.
         is_async, tombstone_is_async: `call` or `on_tombstone` returns an awaitable that has to be awaited.
         raw: `call` gets the value as bytes.
         with_topic: `call` gets the topic as keyword argument `topic` too.
+        copied: the decoders get the value as bytes of its own instead of a view of the message.
     """
 
     def __init__(self, str name, call, *, decode_json=None, decode_msgpack=None, on_tombstone=None,
-                 bint is_async=False, bint tombstone_is_async=False, bint raw=False, bint with_topic=False):
+                 bint is_async=False, bint tombstone_is_async=False, bint raw=False, bint with_topic=False,
+                 bint copied=False):
         if not raw and (decode_json is None or decode_msgpack is None):
             raise errors.InternalError(f"the route {name!r} has no decoders")
         self.name = name
@@ -278,6 +280,7 @@ cdef class Route:
         self.tombstone_is_async = tombstone_is_async
         self.raw = raw
         self.with_topic = with_topic
+        self.copied = copied
         self.name_bytes = name.encode()
         self.name_data = PyBytes_AS_STRING(self.name_bytes)
         self.name_size = PyBytes_GET_SIZE(self.name_bytes)

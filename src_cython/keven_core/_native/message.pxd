@@ -8,9 +8,11 @@ from keven_core._native.handle cimport Handle
 cdef class Payload:
     cdef Handle handle
     cdef rd_kafka_message_t *message
+    cdef bint owner
 
     @staticmethod
-    cdef Payload adopt(Handle handle, rd_kafka_message_t *message)
+    cdef Payload of(Handle handle)
+    cdef void own(self) noexcept
 
 
 cdef class Record:

@@ -1,4 +1,4 @@
-"""One consumed message as Python sees it: a Record (copied facts) or a Payload (the value without a copy)."""
+"""One consumed message as Python sees it: a Record (copied facts) or a Payload (the value, in place)."""
 
 cimport cython
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -11,21 +11,24 @@ from rdkafka cimport *
 
 @cython.final
 cdef class Payload:
-    """Exports the value of a large message as a read-only buffer, without a copy.
+    """Exports the value of a message as a read-only buffer, without a copy.
 
-    Owns its message and keeps the client alive: whatever was decoded as a view (msgspec.Raw, memoryview fields) stays
-    valid after the batch and after close(). One held payload pins the whole fetch response it came in.
+    A consumer shows one record after another to its decoders through the same Payload. When what was decoded keeps views
+    of it (msgspec.Raw, memoryview fields), own() makes it the owner of its message: it then keeps message and client
+    alive, so those views stay valid after the batch and after close(), and pins the whole fetch response it came in.
     The message is destroyed by __dealloc__, in whichever thread drops the last view; librdkafka allows that.
     """
 
     @staticmethod
-    cdef Payload adopt(Handle handle, rd_kafka_message_t *message):
+    cdef Payload of(Handle handle):
         cdef Payload payload = Payload.__new__(Payload)
         payload.handle = handle
-        payload.message = message
-        handle.payloads += 1
-        alive.payloads += 1
         return payload
+
+    cdef void own(self) noexcept:
+        self.owner = True
+        self.handle.payloads += 1
+        alive.payloads += 1
 
     def __init__(self):
         raise TypeError("payloads are made by a consumer")
@@ -40,7 +43,7 @@ cdef class Payload:
 
     def __dealloc__(self):
         # In a forked child the memory is a copy and librdkafka's locks are in an unknown state: leave it alone.
-        if self.message != NULL and not self.handle.forked():
+        if self.owner and not self.handle.forked():
             with nogil:
                 api.message_destroy(self.message)
             self.handle.payloads -= 1
