@@ -272,3 +272,8 @@ ctypedef void (*rebalance_cb_t)(rd_kafka_t *rk, int err, rd_kafka_topic_partitio
                                 void *opaque) noexcept nogil
 ctypedef void (*offset_commit_cb_t)(rd_kafka_t *rk, int err, rd_kafka_topic_partition_list_t *parts,
                                     void *opaque) noexcept nogil
+ctypedef int (*on_new_t)(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *opaque, char *errstr,
+                         size_t errstr_size) noexcept nogil
+ctypedef int (*on_response_received_t)(rd_kafka_t *rk, int sockfd, const char *broker_name, int32_t broker_id,
+                                       int16_t api_key, int16_t api_version, int32_t correlation_id, size_t size,
+                                       int64_t rtt, int err, void *opaque) noexcept nogil

@@ -3,12 +3,14 @@
 import contextvars
 import gc
 import sys
+import time
 import weakref
 from typing import Any
 
 import msgspec
 import pytest
 from memory_support import LARGE, consumer_of, fetch_some, fill, handle_all, table_of, value_of
+from waiting import wait_until
 
 from keven_core._native.consumer import RETIRE, Consumer
 from keven_core._native.library import live_objects
@@ -147,6 +149,41 @@ def test_references_of_handlers_and_events_return(embedded_kafka: EmbeddedKafka)
     error.__traceback__ = None
     gc.collect()
     assert [sys.getrefcount(entry) for entry in watched] == before
+
+
+# --- messages that wait to be freed -----------------------------------------------------------------------------------
+
+
+def test_finished_messages_are_freed_by_the_thread_that_fetches(embedded_kafka: EmbeddedKafka) -> None:
+    fill(embedded_kafka, "t", [value_of(i) for i in range(100)])
+    consumer = consumer_of(embedded_kafka, "t", table=table_of(lambda item: None))
+    handle_all(consumer, 100)
+    assert live_objects()["messages"] == 0
+    # Answers of the broker keep coming while nothing is to be had, every fetch.wait.max.ms.
+    wait_until(lambda: consumer.returned_bytes == 0)
+    assert consumer.close(5000)
+    assert consumer.returned_bytes == 0
+
+
+def test_finished_messages_do_not_pile_up_without_a_broker(embedded_kafka: EmbeddedKafka) -> None:
+    topics = ["a", "b", "c", "d"]
+    for topic in topics:
+        fill(embedded_kafka, topic, [value_of(i, 200_000) for i in range(20)])
+    consumer = consumer_of(embedded_kafka, *topics, table=table_of(lambda item: None), batch_size=1)
+    fetch_some(consumer)
+    # An empty answer means that everything has been fetched; then nobody frees it but the consumer itself.
+    wait_until(lambda: embedded_kafka.requests().get("Fetch", 0) > 30)
+    embedded_kafka.broker_down()
+    sizes = []
+    while True:
+        consumer.run()
+        consumer.finish_batch()
+        sizes.append(consumer.returned_bytes)
+        if not consumer.fetch(200):
+            break
+    assert len(sizes) == 80
+    assert 7 << 20 < max(sizes) <= 8 << 20
+    assert consumer.close(5000)
 
 
 # --- values that outlive their batch ----------------------------------------------------------------------------------
@@ -336,8 +373,6 @@ def test_an_unclosed_member_of_a_group_warns_and_frees_everything(embedded_kafka
 
 
 def _join(consumer: Consumer) -> None:
-    import time
-
     deadline = time.monotonic() + 20
     while True:
         consumer.fetch(50)
@@ -350,8 +385,6 @@ def _join(consumer: Consumer) -> None:
 
 
 def test_a_member_of_a_group_that_closes_with_notes_unread(embedded_kafka: EmbeddedKafka) -> None:
-    import time
-
     fill(embedded_kafka, "t", [value_of(i) for i in range(30)])
     consumer = consumer_of(embedded_kafka, table=table_of(lambda item: None))
     consumer.subscribe(["t"])

@@ -6,12 +6,16 @@ from libc.stdint cimport uint64_t
 from keven_core._native.dispatch cimport Route
 from keven_core._native.membership cimport Account, Membership
 from keven_core._native.message cimport Payload
+from keven_core._native.returns cimport Batch, Returns
 from rdkafka cimport *
 
 
 cdef class Consumer(Membership):
     cdef rd_kafka_queue_t *queue
-    cdef rd_kafka_message_t **messages
+    cdef Returns *returns       # owned by the handle
+    cdef Batch *batch
+    cdef rd_kafka_message_t **messages  # those of the batch
+    cdef size_t bytes           # of the values that were handled of it
     cdef Py_ssize_t batch_size
     cdef Py_ssize_t index       # of the record in hand
     cdef object on_failure
@@ -44,3 +48,4 @@ cdef class Consumer(Membership):
     cdef int _failed(self, Account *account, rd_kafka_message_t *message, str stage, object error) except -1
     cdef int _error_row(self, rd_kafka_message_t *message) except -1
     cdef int _release(self) noexcept
+    cdef void _give_back(self, Py_ssize_t count) noexcept nogil

@@ -1,7 +1,7 @@
 """The consumer's hot path: fetch a batch without the GIL, then identify, look up, decode, call and account each record.
 
-Ownership: a Consumer owns its fetched messages and frees each exactly once, in finish_batch() or close(); one whose value
-is still referred to after decoding is handed to its Payload instead.
+Ownership: a Consumer owns its fetched messages and gives each back exactly once, in finish_batch() or close(); one whose
+value is still referred to after decoding is handed to its Payload instead.
 Threads: one owner thread calls everything but wake(), `closed` and what Membership gives to any thread.
 
 Delivery: at-least-once. A record's offset is stored only when all of its handlers have returned (or its dead-letter
@@ -22,6 +22,9 @@ from keven_core._native.handle cimport error_of, error_of_object, free_partition
 from keven_core._native.library cimport alive, api
 from keven_core._native.membership cimport REACHED, UNBOUNDED, Account, Membership
 from keven_core._native.message cimport Payload, record_of
+from keven_core._native.returns cimport (
+    Batch, Returns, free_messages, free_returned, free_returns, give_back, new_batch
+)
 from rdkafka cimport *
 
 import contextvars
@@ -78,9 +81,28 @@ cdef enum:
     AHEAD = 6
     # Shorter values can be neither too large nor dangerously deep, so they are decoded unchecked.
     UNCHECKED = 512
+    # Finished messages that may wait for the broker thread to free them, with what librdkafka keeps for each of them.
+    RETURNED_BYTES = 8 << 20
+    MESSAGE_OVERHEAD = 320
+    # Kafka's number for this request.
+    FETCH = 1
 
 # What run() returns when the context of the calling task has been changed by a handler: the task has to be replaced.
 RETIRE = object()
+
+
+cdef int _on_response(rd_kafka_t *rk, int sockfd, const char *broker_name, int32_t broker_id, int16_t api_key,
+                      int16_t api_version, int32_t correlation_id, size_t size, int64_t rtt, int err,
+                      void *opaque) noexcept nogil:
+    # On the broker thread, which holds no lock here (rdkafka_buf.c, rd_kafka_buf_callback).
+    if api_key == FETCH and err == 0:
+        free_returned(<Returns *>opaque)
+    return 0
+
+
+cdef int _on_new(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *opaque, char *errstr,
+                 size_t errstr_size) noexcept nogil:
+    return api.interceptor_add_on_response_received(rk, b"keven", _on_response, opaque)
 
 
 cdef void _answer_while_closing(rd_kafka_t *rk, rd_kafka_event_t *event) noexcept nogil:
@@ -135,6 +157,8 @@ cdef class Consumer(Membership):
 
     def __cinit__(self):
         self.queue = NULL
+        self.returns = NULL
+        self.batch = NULL
         self.messages = NULL
         self.row_errors = []
         self.kind = "consumer"
@@ -149,14 +173,27 @@ cdef class Consumer(Membership):
         self.batch_size = batch_size
         self.store_offsets = store_offsets
         self.base_context = contextvars.copy_context() if context is None else context
-        self.messages = <rd_kafka_message_t **>calloc(batch_size, sizeof(void *))
-        if self.messages == NULL:
-            raise MemoryError()
         conf = new_conf({**options, "enable.auto.offset.store": "false", "log.queue": "true"})
         self._take_callbacks(conf)
         api.conf_set_events(conf, RD_KAFKA_EVENT_LOG | RD_KAFKA_EVENT_ERROR | RD_KAFKA_EVENT_STATS
                             | RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH)
-        self._start(RD_KAFKA_CONSUMER, conf)
+        self.returns = <Returns *>calloc(1, sizeof(Returns))
+        if self.returns == NULL:
+            raise MemoryError()
+        self.returns.destroy = <void (*)(void *) noexcept nogil>api.message_destroy
+        api.conf_interceptor_add_on_new(conf, b"keven", _on_new, self.returns)
+        try:
+            self._start(RD_KAFKA_CONSUMER, conf)
+        finally:
+            if self.handle is not None:
+                self.handle.attached = self.returns
+                self.handle.free_attached = free_returns
+            else:
+                free_returns(self.returns)
+        self.batch = new_batch(self.returns, batch_size)
+        if self.batch == NULL:
+            raise MemoryError()
+        self.messages = <rd_kafka_message_t **>self.batch.messages
         self.window = Payload.of(self.handle)
         with nogil:
             self.queue = api.queue_get_consumer(self.handle.rk)
@@ -172,9 +209,12 @@ cdef class Consumer(Membership):
             warnings.warn(f"unclosed consumer {self!r}: call close()", ResourceWarning, stacklevel=1)
         if self.handle is not None and not self.handle.forked():
             self._release()
+            if not self.closed:
+                with nogil:
+                    free_returned(self.returns)
             self._drop_consumer_queue()
             self._drop_queues()
-        free(self.messages)
+        free(self.batch)
 
     cdef void _drop_consumer_queue(self) noexcept:
         if self.queue != NULL:
@@ -245,10 +285,12 @@ cdef class Consumer(Membership):
                     n = api.consume_batch_queue(self.queue, 0, self.messages, self.batch_size)
                     if n <= 0:
                         break
+                    self.batch.bytes = 0
                     for i in range(n):
                         if self.messages[i].err == 0:
                             got += 1
-                        api.message_destroy(self.messages[i])
+                        self.batch.bytes += self.messages[i].len + MESSAGE_OVERHEAD
+                    self._give_back(n)
             if got < wanted:
                 if self.notes.first != NULL:
                     return got
@@ -361,6 +403,7 @@ cdef class Consumer(Membership):
                     self.index += 1
                     continue
             account.received += 1
+            self.bytes += message.len
 
             # Identify and look up. `found` is borrowed from the table.
             found = account.bound
@@ -649,9 +692,9 @@ cdef class Consumer(Membership):
         return stored
 
     cdef int _release(self) noexcept:
-        """Free the batch in hand. Records that were not accounted come again."""
+        """Give the batch in hand back, to be freed. Records that were not accounted come again."""
         cdef Py_ssize_t i
-        cdef Py_ssize_t freed = 0
+        cdef Py_ssize_t left = 0
         if self.touched is not None and self.touched:
             for address in self.touched:
                 (<Account *><uintptr_t>address).touched = False
@@ -664,14 +707,33 @@ cdef class Consumer(Membership):
         self.ended = False
         self.current = &self.nowhere
         self.current_rkt = NULL
-        with nogil:
+        if self.count:
             for i in range(self.count):
-                if self.messages[i] != NULL:
-                    api.message_destroy(self.messages[i])
-                    freed += 1
-        alive.messages -= freed
+                left += self.messages[i] != NULL
+            self.batch.bytes = self.bytes + self.count * MESSAGE_OVERHEAD
+            self._give_back(self.count)
+            alive.messages -= left
         self.count = self.index = 0
+        self.bytes = 0
         return 0
+
+    cdef void _give_back(self, Py_ssize_t count) noexcept nogil:
+        """Have the messages of the batch freed, and take an empty one."""
+        cdef Batch *fresh = new_batch(self.returns, self.batch_size)
+        self.batch.count = count
+        if fresh == NULL:
+            free_messages(self.returns, self.batch)
+            return
+        give_back(self.returns, self.batch)
+        self.batch = fresh
+        self.messages = <rd_kafka_message_t **>fresh.messages
+        if self.returns.waiting_bytes > RETURNED_BYTES:
+            free_returned(self.returns)
+
+    @property
+    def returned_bytes(self):
+        """Size of the finished messages that wait to be freed by the thread that allocated them. At most 8 MiB."""
+        return self.returns.waiting_bytes if self.handle is not None else 0
 
     def serve(self):
         """Events of the main queue since the last call, or None: see Client._serve for the tuples."""
@@ -725,6 +787,9 @@ cdef class Consumer(Membership):
                 api.queue_destroy(queue)
             self._drop_queues()
             self._unassign_all()
+        # rd_kafka_destroy waits for every message.
+        with nogil:
+            free_returned(self.returns)
         if closed:
             left = max(100, <int64_t>((deadline - time.monotonic()) * 1000))
             closed = self.handle.destroy(left)

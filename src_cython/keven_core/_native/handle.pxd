@@ -17,11 +17,14 @@ cdef class Handle:
     cdef bint abandoned
     cdef Py_ssize_t payloads  # messages that live on in Payload objects
     cdef Py_ssize_t calls     # calls of other threads under way
+    cdef void *attached       # what callbacks of the client refer to: freed after it
+    cdef void (*free_attached)(void *) noexcept nogil
 
     @staticmethod
     cdef Handle create(int kind, rd_kafka_conf_t *conf)
     cdef bint forked(self) noexcept
     cdef bint destroy(self, long timeout_ms) except -1
+    cdef void _gone(self) noexcept
 
 
 cdef class Client:

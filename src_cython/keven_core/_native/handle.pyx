@@ -205,15 +205,21 @@ cdef class Handle:
         with nogil:
             ended = keven_destroy(<void (*)(void *, int) noexcept nogil>api.destroy_flags, rk, timeout_ms)
         if ended:
-            alive.clients -= 1
+            self._gone()
         return ended
+
+    cdef void _gone(self) noexcept:
+        alive.clients -= 1
+        if self.attached != NULL:
+            self.free_attached(self.attached)
+            self.attached = NULL
 
     def __dealloc__(self):
         # Reached with a client only when it was never closed or when a payload outlived it.
         if self.rk != NULL and self.generation == fork_generation and not self.abandoned:
             with nogil:
                 api.destroy_flags(self.rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE)
-            alive.clients -= 1
+            self._gone()
         self.rk = NULL
 
 

@@ -20,6 +20,10 @@ cdef struct Api:
     void (*conf_set_events)(rd_kafka_conf_t *conf, int events) noexcept nogil
     void (*conf_set_rebalance_cb)(rd_kafka_conf_t *conf, rebalance_cb_t cb) noexcept nogil
     void (*conf_set_offset_commit_cb)(rd_kafka_conf_t *conf, offset_commit_cb_t cb) noexcept nogil
+    int (*conf_interceptor_add_on_new)(
+        rd_kafka_conf_t *conf, const char *ic_name, on_new_t on_new, void *opaque) noexcept nogil
+    int (*interceptor_add_on_response_received)(
+        rd_kafka_t *rk, const char *ic_name, on_response_received_t on_response, void *opaque) noexcept nogil
     rd_kafka_t *(*new)(int type, rd_kafka_conf_t *conf, char *errstr, size_t size) noexcept nogil
     void (*destroy_flags)(rd_kafka_t *rk, int flags) noexcept nogil
     const char *(*name)(const rd_kafka_t *rk) noexcept nogil

@@ -13,9 +13,9 @@ from rdkafka cimport *
 cdef class Payload:
     """Exports the value of a message as a read-only buffer, without a copy.
 
-    A consumer shows one record after another to its decoders through the same Payload. When what was decoded keeps views
-    of it (msgspec.Raw, memoryview fields), own() makes it the owner of its message: it then keeps message and client
-    alive, so those views stay valid after the batch and after close(), and pins the whole fetch response it came in.
+    A consumer shows one record after another to its decoders through the same Payload. When what was decoded keeps
+    views of it (msgspec.Raw, memoryview fields), own() makes it the owner of its message: it then keeps message and
+    client alive, so those views stay valid after the batch and after close(), and pins its whole fetch response.
     The message is destroyed by __dealloc__, in whichever thread drops the last view; librdkafka allows that.
     """
 
