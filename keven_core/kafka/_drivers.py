@@ -164,17 +164,20 @@ async def run_async(session: Steppable) -> None:
     """
     driver = _AsyncDriver(session, asyncio.get_running_loop())
     cancelled = False
-    while not driver.finished:
-        worker = driver.new_worker()
-        while not worker.done():
-            try:
-                await asyncio.wait([worker])
-            except asyncio.CancelledError:
-                if cancelled:
-                    worker.cancel()
-                cancelled = True
-                session.stop()
-        worker.result()
+    try:
+        while not driver.finished:
+            worker = driver.new_worker()
+            while not worker.done():
+                try:
+                    await asyncio.wait([worker])
+                except asyncio.CancelledError:
+                    if cancelled:
+                        worker.cancel()
+                    cancelled = True
+                    session.stop()
+            worker.result()
+    finally:
+        driver.unwatch()
     if cancelled:
         raise asyncio.CancelledError
 
@@ -192,6 +195,8 @@ class _AsyncDriver:
         self._error: BaseException | None = None
         self._context: contextvars.Context | None = None
         self._woken: asyncio.Future[None] | None = None
+        self._fd: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def new_worker(self) -> asyncio.Task[None]:
         """A task with a fresh context that goes on where the last one stopped."""
@@ -229,6 +234,8 @@ class _AsyncDriver:
     async def _perform(self, step: Any) -> Any:
         if step is FETCH:
             return await self._fetch()
+        # It may close the consumer, and its pipe with it.
+        self.unwatch()
         if isinstance(step, Hook):
             result = step.func()
             return await result if inspect.isawaitable(result) else result
@@ -266,15 +273,11 @@ class _AsyncDriver:
         assert consumer is not None
         count = consumer.fetch(0)
         if count == 0 and not consumer.noted and not session.stopping:
+            self._watch(consumer.wake_fd)
             self._woken = self._loop.create_future()
-            fd = consumer.wake_fd
-            self._loop.add_reader(fd, self._on_wake)
-            timer = self._loop.call_later(_ASYNC_SLICE_S, self._on_wake)
             try:
                 await self._woken
             finally:
-                timer.cancel()
-                self._loop.remove_reader(fd)
                 self._woken = None
             count = consumer.fetch(0)
         if count and session.batch_timeout_ms:
@@ -282,9 +285,31 @@ class _AsyncDriver:
             count = consumer.top_up()
         return count
 
+    def _watch(self, fd: int) -> None:
+        """Have the loop watch the consumer's pipe, from one step that is not a fetch to the next."""
+        if self._fd is None:
+            self._fd = fd
+            self._loop.add_reader(fd, self._on_wake)
+            self._tick()
+
+    def unwatch(self) -> None:
+        """End that."""
+        if self._fd is not None:
+            self._loop.remove_reader(self._fd)
+            self._fd = None
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(_ASYNC_SLICE_S, self._tick)
+        self._resume()
+
     def _on_wake(self) -> None:
         if self._session.consumer is not None:
             self._session.consumer.drain_wake()
+        self._resume()
+
+    def _resume(self) -> None:
         if self._woken is not None and not self._woken.done():
             self._woken.set_result(None)
 

@@ -1,7 +1,7 @@
 """The consumer's hot path: fetch a batch without the GIL, then identify, look up, decode, call and account each record.
 
-Ownership: a Consumer owns its fetched messages and gives each back exactly once, in finish_batch() or close(); one whose
-value is still referred to after decoding is handed to its Payload instead.
+Ownership: a Consumer owns its fetched messages and gives each back exactly once, in finish_batch() or close(); one
+whose value is still referred to after decoding is handed to its Payload instead.
 Threads: one owner thread calls everything but wake(), `closed` and what Membership gives to any thread.
 
 Delivery: at-least-once. A record's offset is stored only when all of its handlers have returned (or its dead-letter
