@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 from keven_core._native.dispatch import DispatchTable
 from keven_core._native.handle import _ClientEvent
@@ -8,10 +8,9 @@ from keven_core._native.membership import Membership
 from keven_core._native.message import Record
 from keven_core.kafka.errors import KafkaError
 
-RETIRE: object
-
 @final
 class Consumer(Membership):
+    RETIRE: ClassVar[object]
     def __init__(
         self,
         options: dict[str, str],

@@ -223,17 +223,17 @@ class _AsyncDriver:
                     return
                 self._value = self._error = None
             try:
-                if self._step is WORK and not await self._handle_batch():
-                    return  # the next worker goes on with this batch
-                if self._step is not WORK:
+                if self._step is FETCH:
+                    self._value = await self._fetch()
+                elif self._step is not WORK:
                     self._value = await self._perform(self._step)
+                elif not await self._handle_batch():
+                    return  # the next worker goes on with this batch
             except BaseException as error:
                 self._error = error
             self._step = None
 
     async def _perform(self, step: Any) -> Any:
-        if step is FETCH:
-            return await self._fetch()
         # It may close the consumer, and its pipe with it.
         self.unwatch()
         if isinstance(step, Hook):
@@ -245,8 +245,6 @@ class _AsyncDriver:
 
     async def _handle_batch(self) -> bool:
         """Handle the batch in hand; false: a handler has changed the context, so a fresh task has to go on."""
-        from keven_core._native.consumer import RETIRE
-
         consumer, context = self._session.consumer, self._context
         assert consumer is not None
         run_in_task = consumer.run_in_task
@@ -256,7 +254,7 @@ class _AsyncDriver:
                 # Other tasks of the loop get their turn between two batches.
                 await asyncio.sleep(0)
                 return True
-            if pending is RETIRE:
+            if pending is consumer.RETIRE:
                 return False
             try:
                 await pending

@@ -12,7 +12,7 @@ import pytest
 from memory_support import LARGE, consumer_of, fetch_some, fill, handle_all, table_of, value_of
 from waiting import wait_until
 
-from keven_core._native.consumer import RETIRE, Consumer
+from keven_core._native.consumer import Consumer
 from keven_core._native.library import live_objects
 from keven_core.kafka.errors import ClosedError, ConfigurationError
 from keven_core.testing import EmbeddedKafka
@@ -331,7 +331,7 @@ def test_a_coroutine_that_fails(embedded_kafka: EmbeddedKafka, size: int) -> Non
         fetch_some(consumer)
         while True:
             pending = context.run(consumer.run_in_task, context)
-            assert pending is not RETIRE
+            assert pending is not consumer.RETIRE
             if pending is None:
                 break
             with pytest.raises(ValueError) as caught:

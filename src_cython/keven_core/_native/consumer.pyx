@@ -87,8 +87,7 @@ cdef enum:
     # Kafka's number for this request.
     FETCH = 1
 
-# What run() returns when the context of the calling task has been changed by a handler: the task has to be replaced.
-RETIRE = object()
+cdef object RETIRE_MARK = object()
 
 
 cdef int _on_response(rd_kafka_t *rk, int sockfd, const char *broker_name, int32_t broker_id, int16_t api_key,
@@ -154,6 +153,9 @@ cdef class Consumer(Membership):
         store_offsets: false: offsets are neither stored nor committed.
         context: the contextvars.Context that handlers see a copy of; None: a copy of the current one.
     """
+
+    # What run_in_task() returns when a handler has changed the context of its task: the task has to be replaced.
+    RETIRE = RETIRE_MARK
 
     def __cinit__(self):
         self.queue = NULL
@@ -373,7 +375,7 @@ cdef class Consumer(Membership):
         while self.index < count and not self.ended:
             if context_changed(self.context, self.base_context):
                 if self.in_task:
-                    return RETIRE
+                    return RETIRE_MARK
                 PyContext_Exit(self.context)
                 self.context = self.base_context.copy()
                 PyContext_Enter(self.context)
