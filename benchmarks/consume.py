@@ -152,7 +152,7 @@ def _of_limit(results: Rounds, metric: str) -> Spread | None:
 
 
 def targets(results: Rounds, soak: dict[str, Any] | None) -> list[Target]:
-    """The figures of the issue, met or missed. Rates are compared by wall clock, costs by the owner thread's CPU."""
+    """The figures to reach, met or missed. Rates are compared by wall clock, costs by the owner thread's CPU."""
     wall, cpu = "wall_rate", "cpu_rate"
     found = [
         Target(

@@ -100,7 +100,7 @@ class Run:
 
 
 def targets(results: Rounds, idle: dict[str, Spread]) -> list[Target]:
-    """The figures of the issue, met or missed."""
+    """The figures to reach, met or missed."""
     found = [Target(f"idle {name}, % of a core", 1.0, figure, True) for name, figure in idle.items()]
     for metric, label in (("p50_ms", "p50"), ("p99_ms", "p99")):
         for name in ("keven sync", "keven async"):

@@ -106,8 +106,10 @@ class Session:
         self.owner = owner
         self.consumer: Consumer | None = None
         self.stopping = False
+        self._stopped_at = 0.0
         self.connected = False
         self.batch_timeout_ms = plan.settings.batch_timeout_ms
+        self._close_timeout_s = plan.settings.close_timeout_ms / 1000
         self._owner_thread: int | None = None
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._limiter = RateLimiter(5, 10.0)
@@ -126,7 +128,9 @@ class Session:
 
     def stop(self) -> None:
         """Ask the run to end after the batch in hand. Returns at once; also from a signal handler."""
-        self.stopping = True
+        if not self.stopping:
+            self._stopped_at = time.monotonic()
+            self.stopping = True
         consumer = self.consumer
         if consumer is not None:
             consumer.wake()
@@ -309,8 +313,8 @@ class Session:
         consumer = self.consumer
         assert consumer is not None
         self._last_message = time.monotonic()
-        while not self.stopping:
-            count = yield FETCH
+        while not self.stopping or self._may_finish():
+            count = consumer.in_hand if self.stopping else (yield FETCH)
             if count:
                 yield WORK
                 failure = yield from self._settle(_DEAD_LETTER_WAIT_S)
@@ -334,6 +338,11 @@ class Session:
                     logger.info("no message for %s s: the server ends", plan.timeout_s)
                     return
 
+    def _may_finish(self) -> bool:
+        """Whether, after stop(), the batch in hand is gone on with: while there is time left to commit it."""
+        assert self.consumer is not None
+        return self.consumer.in_hand > 0 and time.monotonic() < self._stopped_at + self._close_timeout_s / 2
+
     def _settle(self, timeout_s: float) -> Generator[Any, Any, DeadLetterError | None]:
         """Store the batch's offsets, once the copies of its failed records are confirmed; returns why they are not.
 
@@ -355,7 +364,7 @@ class Session:
         while dead.pending():
             now = time.monotonic()
             if self.stopping:
-                deadline = min(deadline, now + self.plan.settings.close_timeout_ms / 1000)
+                deadline = min(deadline, now + self._close_timeout_s)
             if now >= deadline:
                 return
             yield Call(lambda: dead.wait(0.1))
@@ -565,9 +574,11 @@ class Session:
         consumer, dead = self.consumer, self._dead
         if consumer is None or dead is None:
             return
-        self.stopping = True
-        deadline = time.monotonic() + self.plan.settings.close_timeout_ms / 1000
-        problem: KafkaError | None = yield from self._settle(self.plan.settings.close_timeout_ms / 1000)
+        self.stop()
+        now = time.monotonic()
+        # A handler that took longer than that leaves a second for the commit of what it did.
+        deadline = max(now + 1, self._stopped_at + self._close_timeout_s)
+        problem: KafkaError | None = yield from self._settle(deadline - now)
         for kind, partitions, lost in consumer.take_notes():
             if kind == "revoke" and lost:
                 consumer.unassign(partitions)

@@ -1,4 +1,4 @@
-"""What becomes of each kind of record: the outcome table of the issue, and bad input of every kind.
+"""What becomes of each kind of record: the table of outcomes, and bad input of every kind.
 
 Each case stands between two good records, which have to be handled in order whatever it is.
 """

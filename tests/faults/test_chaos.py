@@ -27,7 +27,7 @@ from real_services import (
 from keven_core.testing.proxy import FETCH, HEARTBEAT, OFFSET_COMMIT
 from keven_core.testing.real_kafka import RealKafka
 
-pytestmark = [pytest.mark.real_kafka, pytest.mark.soak]
+pytestmark = pytest.mark.real_kafka
 
 RATE = 300
 PARTITIONS = 6

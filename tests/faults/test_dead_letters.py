@@ -9,7 +9,7 @@ from real_services import Load, Services, Worker, judge, read_topic, wait_until
 from keven_core.testing.proxy import FETCH, PRODUCE
 from keven_core.testing.real_kafka import RealKafka
 
-pytestmark = [pytest.mark.real_kafka, pytest.mark.soak]
+pytestmark = pytest.mark.real_kafka
 
 EVERY = 5
 

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Producer
 from real_services import Services, committed, read_topic
 
-pytestmark = [pytest.mark.real_kafka, pytest.mark.soak]
+pytestmark = pytest.mark.real_kafka
 
 SERVICE = """
 import json, logging, sys

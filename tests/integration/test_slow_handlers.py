@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from real_services import Services, assert_delivered, committed, load_value, members_of, send, wait_until
 
-pytestmark = [pytest.mark.real_kafka, pytest.mark.soak]
+pytestmark = pytest.mark.real_kafka
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 
@@ -56,7 +56,7 @@ def test_a_member_joins_while_another_one_is_slow(kafka: Any, services: Services
 def test_a_second_sigterm_ends_it_at_once(kafka: Any, services: Services, topic: str) -> None:
     send(kafka.bootstrap_servers, topic, [load_value(number) for number in range(3)], partition=0)
     worker = services.worker("worker", work_s=20)
-    worker.wait_for_err("assigned:")
+    worker.wait_for_err("at work")
     worker.terminate()
     worker.wait_for_err("finishing the batch in hand")
     worker.terminate()

@@ -151,6 +151,89 @@ def test_references_of_handlers_and_events_return(embedded_kafka: EmbeddedKafka)
     assert [sys.getrefcount(entry) for entry in watched] == before
 
 
+# --- batches that take long -------------------------------------------------------------------------------------------
+
+
+def _slowly(kafka: EmbeddedKafka, size: int, count: int, seconds: float) -> tuple[Consumer, list[int]]:
+    """A consumer with a batch of `count` in hand whose handlers take their time, run for one slice."""
+    fill(kafka, "t", [value_of(i, size) for i in range(count)])
+    got: list[int] = []
+
+    def handle(item: Any) -> None:
+        time.sleep(seconds)
+        got.append(item.number)
+
+    consumer = consumer_of(kafka, "t", table=table_of(handle))
+    deadline = time.monotonic() + 20
+    while consumer.in_hand < count and time.monotonic() < deadline:
+        fetched = consumer.fetch(100)
+        assert fetched == consumer.in_hand
+    consumer.run()
+    return consumer, got
+
+
+@SIZES
+def test_a_slow_batch_is_handled_in_slices(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    consumer, got = _slowly(embedded_kafka, size, 12, 0.06)
+    first = len(got)
+    assert 1 <= first < 12
+    assert consumer.finish_batch() == 1
+    assert consumer.in_hand == live_objects()["messages"] == 12 - first
+    assert consumer.offsets()["t", 0][:2] == (first, first)
+    slices = 1
+    while consumer.in_hand:
+        consumer.fetch(0)
+        consumer.run()
+        consumer.finish_batch()
+        slices += 1
+    assert got == list(range(12))
+    assert slices > 2
+    counts = consumer.ledger()["t", 0]
+    assert (counts["received"], counts["done"]) == (12, 12)
+    assert consumer.close(5000)
+
+
+def test_a_quick_batch_is_one_slice(embedded_kafka: EmbeddedKafka) -> None:
+    consumer, got = _slowly(embedded_kafka, 10, 100, 0)
+    assert len(got) == 100
+    assert consumer.close(5000)
+
+
+@SIZES
+def test_what_is_left_in_hand_goes_with_its_partition(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    consumer, got = _slowly(embedded_kafka, size, 12, 0.06)
+    consumer.finish_batch()
+    first = len(got)
+    assert consumer.in_hand == 12 - first
+    consumer.unassign([("t", 0)])
+    assert consumer.in_hand == live_objects()["messages"] == 0
+    consumer.assign([("t", 0, first)], True)
+    handle_all(consumer, 12)
+    assert got == list(range(12))
+    assert consumer.close(5000)
+
+
+@SIZES
+def test_seek_drops_what_is_left_in_hand(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    consumer, got = _slowly(embedded_kafka, size, 12, 0.06)
+    consumer.finish_batch()
+    first = len(got)
+    consumer.seek([("t", 0, 10)])
+    assert consumer.in_hand == 0
+    handle_all(consumer, first + 2)
+    assert got == [*range(first), 10, 11]
+    assert consumer.close(5000)
+
+
+@SIZES
+def test_closed_with_a_part_of_a_batch_in_hand(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    consumer, _ = _slowly(embedded_kafka, size, 12, 0.06)
+    consumer.finish_batch()
+    assert consumer.in_hand > 0
+    assert consumer.close(5000)
+    assert live_objects()["messages"] == 0
+
+
 # --- messages that wait to be freed -----------------------------------------------------------------------------------
 
 

@@ -313,6 +313,8 @@ else:
         event_name = "LOAD"
 
         def handle_event(self, event):
+            if work_s >= 1:
+                logging.info("at work")
             if work_s:
                 time.sleep(work_s)
             note(event)

@@ -1,7 +1,7 @@
 """Declarations of consumer.pyx."""
 
 from cpython.object cimport PyObject
-from libc.stdint cimport uint64_t
+from libc.stdint cimport int64_t, uint64_t
 
 from keven_core._native.dispatch cimport Route
 from keven_core._native.membership cimport Account, Membership
@@ -28,6 +28,10 @@ cdef class Consumer(Membership):
     cdef bint in_task
     cdef bint awaiting
     cdef bint ended
+    cdef int64_t slice_end_ms   # when run() has to come back
+    cdef int64_t looked_ms      # when the clock was looked at last
+    cdef int stride             # records from one look to the next
+    cdef int until_look
     cdef readonly uint64_t polls
     cdef readonly uint64_t store_refused
 
@@ -47,5 +51,7 @@ cdef class Consumer(Membership):
     cdef object _tombstone(self, Account *account, rd_kafka_message_t *message)
     cdef int _failed(self, Account *account, rd_kafka_message_t *message, str stage, object error) except -1
     cdef int _error_row(self, rd_kafka_message_t *message) except -1
-    cdef int _release(self) noexcept
+    cdef void _start_slice(self) noexcept
+    cdef bint _slice_over(self) noexcept
+    cdef int _release(self, Py_ssize_t count) noexcept
     cdef void _give_back(self, Py_ssize_t count) noexcept nogil

@@ -14,7 +14,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free
-from libc.string cimport strcmp
+from libc.string cimport memcpy, memmove, strcmp
 
 from keven_core._native.context cimport context_changed
 from keven_core._native.dispatch cimport DispatchTable, Route
@@ -45,7 +45,15 @@ cdef extern from "Python.h":
 
 cdef extern from *:
     """
+    #include <time.h>
+
     #define keven_prefetch(p) __builtin_prefetch((p), 0, 3)
+
+    static inline int64_t keven_now_ms(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+    }
 
     #define KEVEN_CONVENTION (METH_VARARGS | METH_FASTCALL | METH_NOARGS | METH_O | METH_KEYWORDS | METH_METHOD)
     typedef PyObject *(*keven_fastcall)(PyObject *, PyObject *const *, Py_ssize_t);
@@ -70,6 +78,7 @@ cdef extern from *:
     }
     """
     void keven_prefetch(const void *p) nogil
+    int64_t keven_now_ms() nogil
     PyObject *keven_call(PyObject *callable, PyObject *arg)
 
 
@@ -81,6 +90,10 @@ cdef enum:
     AHEAD = 6
     # Shorter values can be neither too large nor dangerously deep, so they are decoded unchecked.
     UNCHECKED = 512
+    # How long run() goes on with one batch: then the group is attended to, and the rest of the batch is next.
+    SLICE_MS = 200
+    # The clock costs 25 ns, so between two looks at it there are up to this many records, while they are quick.
+    STRIDE = 16
     # Finished messages that may wait for the broker thread to free them, with what librdkafka keeps for each of them.
     RETURNED_BYTES = 8 << 20
     MESSAGE_OVERHEAD = 320
@@ -210,7 +223,7 @@ cdef class Consumer(Membership):
         if not self.closed and self.handle is not None and not self.handle.forked():
             warnings.warn(f"unclosed consumer {self!r}: call close()", ResourceWarning, stacklevel=1)
         if self.handle is not None and not self.handle.forked():
-            self._release()
+            self._release(self.count)
             if not self.closed:
                 with nogil:
                     free_returned(self.returns)
@@ -232,14 +245,15 @@ cdef class Consumer(Membership):
         """Take a batch of up to `batch_size` messages; returns how many.
 
         Waits up to `timeout_ms` for the first message (0: not at all) and then up to `linger_ms` for a fuller batch,
-        GIL released; returns early when woken. Signal handlers run on return. The batch in hand must be finished.
+        GIL released; returns early when woken. Signal handlers run on return. What finish_batch() has left in hand is
+        topped up without waiting.
         """
         cdef ssize_t n
         cdef ssize_t more
         self._rk()
-        if self.count:
-            raise errors.InternalError("fetch() with a batch in hand")
         self.polls += 1
+        if self.count:
+            return self.top_up()
         # rdkafka.h: the call returns when the array is full *or* the timeout has passed, so it is never given one to
         # wait with: the queue's I/O event wakes the pipe instead.
         with nogil:
@@ -252,6 +266,7 @@ cdef class Consumer(Membership):
             raise errors.InternalError("rd_kafka_consume_batch_queue failed")
         alive.messages += n
         self.count = n
+        self._start_slice()
         if linger_ms > 0 and 0 < n < self.batch_size and self.notes.first == NULL:
             with nogil:
                 more = api.consume_batch_queue(self.queue, linger_ms, self.messages + n, self.batch_size - n)
@@ -270,7 +285,21 @@ cdef class Consumer(Membership):
             if more > 0:
                 alive.messages += more
                 self.count += more
+        self._start_slice()
         return self.count
+
+    cdef inline void _start_slice(self) noexcept:
+        self.looked_ms = keven_now_ms()
+        self.slice_end_ms = self.looked_ms + SLICE_MS
+        self.stride = self.until_look = 1
+
+    cdef bint _slice_over(self) noexcept:
+        cdef int64_t now = keven_now_ms()
+        # Handlers that take their time are looked at one by one.
+        self.stride = min(STRIDE, 2 * self.stride) if now - self.looked_ms < 2 else 1
+        self.until_look = self.stride
+        self.looked_ms = now
+        return now >= self.slice_end_ms and self.index > 0
 
     def drain(self, Py_ssize_t wanted, int timeout_ms):
         """Take and free `wanted` messages without looking at them; returns how many came within the time.
@@ -292,7 +321,9 @@ cdef class Consumer(Membership):
                         if self.messages[i].err == 0:
                             got += 1
                         self.batch.bytes += self.messages[i].len + MESSAGE_OVERHEAD
+                    self.count = n
                     self._give_back(n)
+                    self.count = 0
             if got < wanted:
                 if self.notes.first != NULL:
                     return got
@@ -304,8 +335,9 @@ cdef class Consumer(Membership):
     # --- handle -------------------------------------------------------------------------------------------------------
 
     def run(self):
-        """Handle the records of the batch in hand, in this thread; all routes must be synchronous.
+        """Handle records of the batch in hand, in this thread; all routes must be synchronous.
 
+        Comes back when the batch is through, or with the first record that ends later than 200 ms after fetch().
         Each record sees a copy of the context in which the consumer was made. An exception that is not an Exception
         (KeyboardInterrupt, SystemExit) passes through, and its record is not accounted.
         """
@@ -322,8 +354,8 @@ cdef class Consumer(Membership):
         """Handle records of the batch in hand until one has to be awaited.
 
         Called in the worker task, whose contextvars.Context is `context` (None where that can't be known: Python 3.10).
-        Returns a coroutine, which the task awaits before it calls this again (or failed(), if it raised); None when the
-        batch is through; RETIRE when a handler has changed the context, so that a fresh task has to go on.
+        Returns a coroutine, which the task awaits before it calls this again (or failed(), if it raised); None as run()
+        comes back; RETIRE when a handler has changed the context, so that a fresh task has to go on.
         """
         self.context = context
         self.in_task = True
@@ -373,6 +405,9 @@ cdef class Consumer(Membership):
         cdef PyObject *result
         cdef bint named = False
         while self.index < count and not self.ended:
+            self.until_look -= 1
+            if self.until_look < 0 and self._slice_over():
+                return None
             if context_changed(self.context, self.base_context):
                 if self.in_task:
                     return RETIRE_MARK
@@ -646,8 +681,9 @@ cdef class Consumer(Membership):
     # --- finish -------------------------------------------------------------------------------------------------------
 
     def finish_batch(self, bint confirmed=True):
-        """Store the offsets of what was accounted, then free the batch; returns how many offsets were stored.
+        """Store the offsets of what was accounted, and give it back; returns how many offsets were stored.
 
+        What run() did not come to stays in hand.
         `confirmed` says that the broker has acknowledged the copies of all failed records; if not, the offset of a
         partition stays at its first failed record.
         """
@@ -690,11 +726,11 @@ cdef class Consumer(Membership):
                         stored += 1
         finally:
             free_partition_list(parts)
-            self._release()
+            self._release(self.index)
         return stored
 
-    cdef int _release(self) noexcept:
-        """Give the batch in hand back, to be freed. Records that were not accounted come again."""
+    cdef int _release(self, Py_ssize_t count) noexcept:
+        """Give the first `count` messages in hand back, to be freed. Those that were not accounted come again."""
         cdef Py_ssize_t i
         cdef Py_ssize_t left = 0
         if self.touched is not None and self.touched:
@@ -709,28 +745,54 @@ cdef class Consumer(Membership):
         self.ended = False
         self.current = &self.nowhere
         self.current_rkt = NULL
-        if self.count:
-            for i in range(self.count):
+        if count:
+            for i in range(count):
                 left += self.messages[i] != NULL
-            self.batch.bytes = self.bytes + self.count * MESSAGE_OVERHEAD
-            self._give_back(self.count)
+            self.batch.bytes = self.bytes + count * MESSAGE_OVERHEAD
+            self._give_back(count)
             alive.messages -= left
-        self.count = self.index = 0
+        self.count -= count
+        self.index = 0
         self.bytes = 0
         return 0
 
     cdef void _give_back(self, Py_ssize_t count) noexcept nogil:
-        """Have the messages of the batch freed, and take an empty one."""
+        """Have the first messages of the batch freed, and go on with a batch of the others."""
         cdef Batch *fresh = new_batch(self.returns, self.batch_size)
+        cdef size_t rest = (self.count - count) * sizeof(void *)
         self.batch.count = count
         if fresh == NULL:
             free_messages(self.returns, self.batch)
+            memmove(self.messages, self.messages + count, rest)
             return
+        memcpy(fresh.messages, self.messages + count, rest)
         give_back(self.returns, self.batch)
         self.batch = fresh
         self.messages = <rd_kafka_message_t **>fresh.messages
         if self.returns.waiting_bytes > RETURNED_BYTES:
             free_returned(self.returns)
+
+    cdef int _drop_unassigned(self) except -1:
+        cdef rd_kafka_message_t *message
+        cdef Py_ssize_t i
+        cdef Py_ssize_t kept = 0
+        for i in range(self.count):
+            message = self.messages[i]
+            if message.err == 0 and not self._account_of(
+                    api.topic_name(message.rkt).decode(), message.partition).assigned:
+                with nogil:
+                    api.message_destroy(message)
+                alive.messages -= 1
+            else:
+                self.messages[kept] = message
+                kept += 1
+        self.count = kept
+        return 0
+
+    @property
+    def in_hand(self):
+        """Messages that were fetched and not finished."""
+        return self.count
 
     @property
     def returned_bytes(self):
@@ -760,7 +822,7 @@ cdef class Consumer(Membership):
             return True
         rk = self._rk()
         deadline = time.monotonic() + timeout_ms / 1000
-        self._release()
+        self._release(self.count)
         with nogil:
             queue = api.queue_new(rk)
         self._drop_consumer_queue()

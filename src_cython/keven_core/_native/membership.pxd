@@ -77,5 +77,6 @@ cdef class Membership(Client):
     cdef int _remember(self, rd_kafka_topic_t *rkt, int32_t partition, Account *account) except -1
     cdef Account *_account(self, rd_kafka_message_t *message) except? NULL
     cdef void _committed(self, rd_kafka_topic_partition_list_t *parts, int code)
+    cdef int _drop_unassigned(self) except -1
     cdef void _unassign_all(self)
     cdef bint _incremental(self)

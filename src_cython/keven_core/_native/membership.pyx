@@ -345,8 +345,6 @@ cdef class Membership(Client):
         cdef int code = 0
         cdef bint incremental = not manual and self._incremental()
         cdef Account *account
-        if self.count:
-            raise errors.InternalError("assign() with a batch in hand")
         parts = partition_list(partitions)
         with nogil:
             if incremental:
@@ -362,6 +360,7 @@ cdef class Membership(Client):
         self._forget_topics()
         if not incremental:
             self._unassign_all()
+            self._drop_unassigned()
         for topic, partition, *_ in partitions:
             account = self._account_of(topic, partition)
             account.assigned = True
@@ -375,8 +374,6 @@ cdef class Membership(Client):
         cdef rd_kafka_error_t *error = NULL
         cdef int code = 0
         cdef Account *account
-        if self.count:
-            raise errors.InternalError("unassign() with a batch in hand")
         if self._incremental():
             parts = partition_list(partitions)
             with nogil:
@@ -391,10 +388,15 @@ cdef class Membership(Client):
             self._unassign_all()
         self.generation += 1
         self._forget_topics()
+        self._drop_unassigned()
         if error != NULL:
             raise error_of_object(error, "can't give the revoked partitions up")
         if code != 0:
             raise error_of(code, "can't give the revoked partitions up", NULL, False)
+
+    cdef int _drop_unassigned(self) except -1:
+        """Drop what is in hand of partitions that are not assigned. It comes again, here or elsewhere."""
+        return 0
 
     cdef void _unassign_all(self):
         for address in self.accounts.values():
@@ -466,6 +468,10 @@ cdef class Membership(Client):
         for topic, partition, _ in partitions:
             account = self._account_of(topic, partition)
             account.next_offset = account.stored_offset = -1
+            account.assigned = False
+        self._drop_unassigned()
+        for topic, partition, _ in partitions:
+            self._account_of(topic, partition).assigned = True
 
     def committed(self, partitions, int timeout_ms):
         """Committed offsets of (topic, partition) pairs as tuples; -1001: none. Blocks, GIL released."""
