@@ -269,6 +269,7 @@ class _AsyncDriver:
     async def _fetch(self) -> int:
         session, consumer = self._session, self._session.consumer
         assert consumer is not None
+        fresh = not consumer.in_hand
         count = consumer.fetch(0)
         if count == 0 and not consumer.noted and not session.stopping:
             self._watch(consumer.wake_fd)
@@ -278,7 +279,7 @@ class _AsyncDriver:
             finally:
                 self._woken = None
             count = consumer.fetch(0)
-        if count and session.batch_timeout_ms:
+        if count and fresh and session.batch_timeout_ms:
             await asyncio.sleep(session.batch_timeout_ms / 1000)
             count = consumer.top_up()
         return count

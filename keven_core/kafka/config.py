@@ -176,7 +176,8 @@ class Settings:
         unit="ms",
         low=100,
         high=600_000,
-        effect="deadline for the last commit and for leaving the group; past it the exit code is not 0",
+        effect="deadline for the end of the batch in hand (half of it), the last commit and leaving the group; past it "
+        "the exit code is not 0",
     )
     auto_offset_reset: str = _setting(
         "earliest",

@@ -179,6 +179,8 @@ def test_a_slow_batch_is_handled_in_slices(embedded_kafka: EmbeddedKafka, size: 
     assert 1 <= first < 12
     assert consumer.finish_batch() == 1
     assert consumer.in_hand == live_objects()["messages"] == 12 - first
+    with pytest.raises(LookupError):
+        consumer.record_in_hand()  # none is being handled
     assert consumer.offsets()["t", 0][:2] == (first, first)
     slices = 1
     while consumer.in_hand:

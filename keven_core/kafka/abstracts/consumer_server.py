@@ -77,8 +77,8 @@ class KafkaConsumerServer:
     auto_reprocess_errors=True says so with a warning at the start; no record is lost by it.
 
     Run it with start_sync() or `await run_server()`; or embed it: `with server:` runs it in a thread, `async with
-    server:` in a task. stop() ends it, from any thread, in order: finish the batch in hand, commit, leave the group.
-    Raises ConfigurationError when an argument is wrong.
+    server:` in a task. stop() ends it, from any thread, in order: finish the batch in hand (for up to half of
+    KEVEN_CLOSE_TIMEOUT_MS), commit, leave the group. Raises ConfigurationError when an argument is wrong.
     """
 
     def __init__(

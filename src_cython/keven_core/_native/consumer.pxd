@@ -26,6 +26,7 @@ cdef class Consumer(Membership):
     cdef object context
     cdef bint store_offsets
     cdef bint in_task
+    cdef bint handling          # from run() to finish_batch()
     cdef bint awaiting
     cdef bint ended
     cdef int64_t slice_end_ms   # when run() has to come back

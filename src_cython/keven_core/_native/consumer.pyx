@@ -266,13 +266,13 @@ cdef class Consumer(Membership):
             raise errors.InternalError("rd_kafka_consume_batch_queue failed")
         alive.messages += n
         self.count = n
-        self._start_slice()
         if linger_ms > 0 and 0 < n < self.batch_size and self.notes.first == NULL:
             with nogil:
                 more = api.consume_batch_queue(self.queue, linger_ms, self.messages + n, self.batch_size - n)
             if more > 0:
                 alive.messages += more
                 self.count += more
+        self._start_slice()
         return self.count
 
     def top_up(self):
@@ -374,7 +374,7 @@ cdef class Consumer(Membership):
 
     def record_in_hand(self):
         """The Record that is being handled now; raises LookupError when there is none."""
-        if self.index >= self.count:
+        if not self.handling or self.index >= self.count:
             raise LookupError("no record is being handled")
         return record_of(self._in_hand())
 
@@ -404,6 +404,7 @@ cdef class Consumer(Membership):
         cdef PyObject *value
         cdef PyObject *result
         cdef bint named = False
+        self.handling = True
         while self.index < count and not self.ended:
             self.until_look -= 1
             if self.until_look < 0 and self._slice_over():
@@ -741,6 +742,7 @@ cdef class Consumer(Membership):
         if self.window is not None:
             self.window.message = NULL
         self.payload = None
+        self.handling = False
         self.awaiting = False
         self.ended = False
         self.current = &self.nowhere
