@@ -385,6 +385,20 @@ def _async_consumer(kafka: EmbeddedKafka, size: int, handle: Any) -> tuple[Consu
 
 
 @SIZES
+def test_unassigned_while_a_coroutine_is_out(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    async def handle(item: Any) -> None: ...
+
+    consumer, context = _async_consumer(embedded_kafka, size, handle)
+    coroutine = context.run(consumer.run_in_task, context)
+    coroutine.close()
+    del coroutine
+    assert consumer.finish_batch() == 0
+    consumer.unassign([("t", 0)])
+    assert consumer.in_hand == live_objects()["messages"] == 0
+    assert consumer.close(5000)
+
+
+@SIZES
 def test_closed_while_a_coroutine_is_out(embedded_kafka: EmbeddedKafka, size: int) -> None:
     async def handle(item: Any) -> None: ...
 

@@ -780,6 +780,8 @@ cdef class Consumer(Membership):
         cdef Py_ssize_t kept = 0
         for i in range(self.count):
             message = self.messages[i]
+            if message == NULL:
+                continue  # its Payload owns it: the handler of this record was cut off
             if message.err == 0 and not self._account_of(
                     api.topic_name(message.rkt).decode(), message.partition).assigned:
                 with nogil:
