@@ -106,8 +106,11 @@ class Chaos:
         self.alive.remove(worker)
         worker.send_signal(self.random.choice([signal.SIGTERM, signal.SIGINT]))
         self.start()
+        self.has_ended(worker)
+
+    def has_ended(self, worker: Worker) -> None:
+        """It has ended in order. Its last commit may have met another fault, or a rebalance; then it says so."""
         code = worker.wait(30)
-        # Its last commit may have met another fault; then it says so.
         assert code == 0 or "CommitError" in worker.err, worker.tail()
 
     def one_more_member(self) -> None:
@@ -175,7 +178,8 @@ class Chaos:
             self.load.stop()
         wait_until_all_handled(self.load, *self.all)
         for worker in self.alive:
-            worker.stop()
+            worker.terminate()
+            self.has_ended(worker)
 
 
 def run(kafka: RealKafka, services: Services, topic: str, protocol: str, faults: int, seed: int) -> None:
@@ -193,6 +197,7 @@ def run(kafka: RealKafka, services: Services, topic: str, protocol: str, faults:
     assert len(verdict.repeated) <= faults * RATE * 4, verdict
 
 
+@pytest.mark.soak  # until it has passed ten times in a row on a loaded machine
 def test_chaos(own_kafka: RealKafka, own_services: Services, own_make_topic: Callable[..., str]) -> None:
     topic = own_make_topic(PARTITIONS)
     own_services.group = topic
