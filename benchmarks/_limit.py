@@ -1,7 +1,7 @@
 """The limit L: what would be left if everything between librdkafka and the handler cost nothing.
 
-L = 1 / (a + b), per message and CPU second of the owner thread: a, taking messages out of librdkafka and giving them back
-in one C loop; b, decoding and handling the same payloads as bytes in memory in one Python loop.
+L = 1 / (a + b), per message and CPU second of the owner thread: a, taking messages out of librdkafka and giving them
+back in one C loop; b, decoding and handling the same payloads as bytes in memory in one Python loop.
 
 A round measures a and b before and after a run of the real server, in one process, and compares that run with their
 means: the speed of a shared machine changes within seconds, so what is compared has to be close together.
