@@ -199,6 +199,14 @@ def values(kafka: EmbeddedKafka, topic: str) -> list[bytes | None]:
     return [entry.value for entry in read(kafka, topic)]
 
 
+def ends(kafka: EmbeddedKafka, topic: str) -> dict[int, int]:
+    """The end of each partition that holds something, as the broker says."""
+    with _reader(kafka, "reader") as consumer:
+        parts = partitions_of(consumer, topic)
+        found = {part.partition: consumer.get_watermark_offsets(part, timeout=DEADLINE_S)[1] for part in parts}
+    return {partition: end for partition, end in found.items() if end > 0}
+
+
 def committed(kafka: EmbeddedKafka, group: str, topic: str) -> dict[int, int]:
     """Committed offsets by partition, as the broker says; partitions without one are left out."""
     with _reader(kafka, group) as consumer:

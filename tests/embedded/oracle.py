@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from embedded_support import DEADLINE_S, Feeder, wait_until
+from embedded_support import DEADLINE_S, Feeder, ends, wait_until
 
 from keven_core.kafka.record import current_record
 from keven_core.testing import EmbeddedKafka
@@ -45,6 +45,7 @@ class Load:
         self.sent: list[int] = []
         self._partitions = partitions
         self._window = window
+        self._kafka = kafka
         self._total = total
         self._lock = threading.Lock()
         self._first: dict[int, tuple[int, int]] = {}  # id -> (partition, offset) of its first delivery, in order
@@ -120,8 +121,11 @@ class Load:
         return found
 
     def ends(self) -> dict[int, int]:
-        """The end of each partition: what has to be committed when all is done."""
-        return dict(sorted(Counter(number % self._partitions for number in self.sent).items()))
+        """The end of each partition: what has to be committed when all is done.
+
+        Asked of the broker: a batch whose answer was cut off is sent again, and then stands there twice.
+        """
+        return ends(self._kafka, self.topic)
 
     def check(self) -> Any:
         """Fail unless everything was delivered, in order; returns the verdict."""
