@@ -18,6 +18,8 @@ from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import (
     AuthenticationError,
     BrokerUnavailableError,
+    ClosedError,
+    ConfigurationError,
     KafkaError,
     KafkaTimeoutError,
     refused_credentials,
@@ -32,57 +34,91 @@ __all__ = ["SharedProducer", "close_producers", "shared_producer"]
 logger = logging.getLogger("keven_core.kafka")
 
 _EXIT_FLUSH_S = 5.0
-_LOOK_UP_MS = 3000
-# Between two tries to look a topic up while no broker answers: each costs the caller up to _LOOK_UP_MS.
-_LOOK_UP_AGAIN_S = 30.0
+_BUSY_MS = 50
+_IDLE_MS = 60_000
+_LOOK_UP_MS = 300
+# Between two tries to look topics up while no broker answers.
+_LOOK_UP_AGAIN_S = 1.0
 
 _lock = threading.Lock()
 _producers: dict[tuple[tuple[str, str], ...], SharedProducer] = {}
 
 
 class SharedProducer:
-    """A producer, the topics that it is known to have, and what it has to say. May be used from many threads."""
+    """A producer with its attendant: the thread that heeds what the producer has to say, and looks topics up.
+
+    May be used from many threads. The attendant ends when the producer is closed.
+    """
 
     def __init__(self, settings: Settings, address: str, options: dict[str, str]) -> None:
         from keven_core._native.producer import Producer
 
-        self._settings = settings
+        self.settings = settings
         self._address = address
         self._limiter = RateLimiter(3, 10.0)
-        self._topics: set[str] = set()
-        self._topics_lock = threading.Lock()
+        self._new_topics: set[str] = set()
         self._look_up_after = 0.0
         self._refused: AuthenticationError | None = None
         self.client: Producer = Producer(options, self._on_event)
+        self.client.on_topic = self._on_topic
+        self.client.on_failure = self._on_failure
+        self._attendant = threading.Thread(target=self._attend, name="keven-producer", daemon=True)
+        self._attendant.start()
 
-    def prepare(self, topic: str) -> None:
-        """Make sure, once, that a topic exists: it is created when it is missing and KEVEN_CREATE_TOPICS allows it.
+    def check_credentials(self) -> None:
+        """Raise AuthenticationError when the brokers have refused the credentials: nothing will ever be sent."""
+        if self._refused is not None:
+            raise self._refused
+
+    def close(self, timeout_ms: int) -> int:
+        """Send what is pending, at most `timeout_ms`, and free the producer; returns how many were not sent."""
+        left = self.client.close(timeout_ms)
+        if threading.current_thread() is not self._attendant:
+            self._attendant.join(1)
+        return left
+
+    def _on_topic(self, topic: str) -> None:
+        self._new_topics.add(topic)
+        self.client.call_attendant()
+
+    def _attend(self) -> None:
+        busy = True
+        while True:
+            try:
+                busy = self.client.attend(_BUSY_MS if busy or self._new_topics else _IDLE_MS)
+                if self._new_topics and time.monotonic() >= self._look_up_after:
+                    self._look_up()
+            except ClosedError:
+                return
+            except Exception:
+                # on_delivery, or a token callback: the application's own.
+                logger.exception("the producer's attendant goes on after an error of a callback")
+
+    def _look_up(self) -> None:
+        """See that topics exist: those that are missing are created if KEVEN_CREATE_TOPICS allows it.
 
         Asking also connects the producer, whose first message would otherwise wait for librdkafka's next 1 s tick.
-        Blocks up to 3 s; without an answer the message is queued all the same, and its topic looked up again later.
-        Raises AuthenticationError when the brokers refuse the credentials.
         """
-        if topic in self._topics:
-            return
-        with self._topics_lock:
-            if topic in self._topics or time.monotonic() < self._look_up_after:
-                return
-            try:
-                found = self.client.metadata(_LOOK_UP_MS)
-                if found.get(topic, -3) < 0 and self._settings.create_topics:
-                    from keven_core.kafka.admin import create_topics
+        topics = set(self._new_topics)
+        try:
+            found = self.client.metadata(_LOOK_UP_MS)
+            missing = [topic for topic in topics if found.get(topic, -3) < 0]
+            if missing and self.settings.create_topics:
+                from keven_core.kafka.admin import create_topics
 
-                    create_topics(self._settings, self._address, [topic])
-            except (BrokerUnavailableError, KafkaTimeoutError):
-                self.client.serve(0)
-                if self._refused is not None:
-                    raise self._refused from None
-                self._look_up_after = time.monotonic() + _LOOK_UP_AGAIN_S
-                return
-            except KafkaError as error:
-                # Not allowed to list or create: the broker's answer to the message itself will tell.
-                logger.warning("topic %s could not be looked up or created: %s", topic, one_line(error))
-            self._topics.add(topic)
+                create_topics(self.settings, self._address, missing)
+        except (BrokerUnavailableError, KafkaTimeoutError):
+            self._look_up_after = time.monotonic() + _LOOK_UP_AGAIN_S
+            return
+        except KafkaError as error:
+            # Not allowed to list or create: the broker's answer to the messages themselves will tell.
+            logger.warning("topic(s) %s could not be looked up or created: %s", ", ".join(topics), one_line(error))
+        self._new_topics -= topics
+
+    def _on_failure(self, count: int, story: tuple[Any, ...]) -> None:
+        topic, _, _, error, outcome = story
+        if self._limiter.admit(f"failed {topic}") is not None:
+            logger.error("%d message(s) for %s were %s: %s", count, one_line(topic), outcome, one_line(error))
 
     def _on_event(self, event: tuple[Any, ...]) -> None:
         if event[0] == "log":
@@ -95,40 +131,53 @@ class SharedProducer:
         elif event[0] == "token":
             from keven_core.kafka._session import set_token
 
-            set_token(self.client, self._settings.oauth_token, event[1])
+            try:
+                set_token(self.client, self.settings.oauth_token, event[1])
+            except ConfigurationError as error:
+                logger.error("%s", one_line(error))
 
 
 def shared_producer(settings: Settings, address: str, linger_ms: int) -> SharedProducer:
-    """The producer of this process for these settings."""
-    options = settings.producer_options(address, "keven-logger", linger_ms=linger_ms)
+    """The producer of this process for these settings; a new one when librdkafka has given the last one up."""
+    options = settings.logger_options(address, linger_ms=linger_ms)
     key = tuple(sorted(options.items()))
     with _lock:
         producer = _producers.get(key)
+        if producer is not None and producer.client.fatal:
+            logger.error("a producer can't go on and is replaced; what it had under way is reported as failed")
+            threading.Thread(target=producer.close, args=(0,), name="keven-close", daemon=True).start()
+            producer = None
         if producer is None or producer.client.closed:
             producer = _producers[key] = SharedProducer(settings, address, options)
         return producer
 
 
 def close_producers(address: str, timeout_ms: int = 1000) -> None:
-    """Close the producers of a cluster that is about to end; their loggers can't be used any more."""
+    """Close the producers of a cluster that is about to end; their loggers make new ones."""
     with _lock:
         keys = [key for key in _producers if ("bootstrap.servers", address) in key]
         closing = [_producers.pop(key) for key in keys]
     for producer in closing:
-        producer.client.close(timeout_ms)
+        producer.close(timeout_ms)
 
 
 @atexit.register
 def _close_all() -> None:
     deadline = time.monotonic() + _EXIT_FLUSH_S
+    lost = 0
     for producer in list(_producers.values()):
         try:
-            lost = producer.client.close(max(100, int((deadline - time.monotonic()) * 1000)))
+            lost += producer.close(max(100, int((deadline - time.monotonic()) * 1000)))
         except KafkaError as error:
             print(f"keven_core: while closing a producer: {error}", file=sys.stderr)
-            continue
+    if _producers:
+        from keven_core._native.producer import untold_failures
+
         if lost:
             print(f"keven_core: {lost} message(s) could not be sent before the process ended", file=sys.stderr)
+        untold = untold_failures() - lost
+        if untold > 0:
+            print(f"keven_core: {untold} message(s) were not delivered, and no flush() asked for them", file=sys.stderr)
 
 
 def _forget_in_child() -> None:

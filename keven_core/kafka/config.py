@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import Any
 
@@ -53,6 +54,7 @@ ALLOWED_OPTIONS = frozenset(
         "max.in.flight.requests.per.connection",
         "metadata.max.age.ms",
         "partition.assignment.strategy",
+        "partitioner",
         "queued.max.messages.kbytes",
         "queued.min.messages",
         "receive.message.max.bytes",
@@ -194,6 +196,75 @@ class Settings:
         choices=("json", "msgpack"),
         effect="how events are published; consumers read both, mixed on one topic",
     )
+    linger_ms: int = _setting(
+        5,
+        "KEVEN_LINGER_MS",
+        unit="ms",
+        kafka="linger.ms",
+        low=0,
+        high=900_000,
+        effect="how long KafkaBatchLogger waits for a fuller batch; added latency, and fewer and larger requests",
+    )
+    log_batch_bytes: int = _setting(
+        1_000_000,
+        "KEVEN_LOG_BATCH_BYTES",
+        unit="bytes",
+        kafka="batch.size",
+        low=1,
+        high=2_147_483_647,
+        effect="largest batch of messages that is sent to a partition at once; the topic's max.message.bytes has to "
+        "allow it",
+    )
+    log_batch_messages: int = _setting(
+        10_000,
+        "KEVEN_LOG_BATCH_MESSAGES",
+        unit="messages",
+        kafka="batch.num.messages",
+        low=1,
+        high=1_000_000,
+        effect="most messages of such a batch",
+    )
+    log_queue_bytes: int = _setting(
+        64 << 20,
+        "KEVEN_LOG_QUEUE_BYTES",
+        unit="bytes",
+        low=1024,
+        high=1 << 40,
+        effect="values and keys that a logger may have under way; then log() waits, up to its timeout",
+    )
+    log_queue_messages: int = _setting(
+        200_000,
+        "KEVEN_LOG_QUEUE_MESSAGES",
+        unit="messages",
+        low=1,
+        high=100_000_000,
+        effect="messages that a logger may have under way; each takes about 350 bytes beside its value",
+    )
+    compression: str = _setting(
+        "lz4",
+        "KEVEN_COMPRESSION",
+        unit="",
+        kafka="compression.type",
+        choices=("lz4", "zstd", "gzip", "snappy", "none"),
+        effect="how batches are compressed",
+    )
+    acks: str = _setting(
+        "all",
+        "KEVEN_ACKS",
+        unit="",
+        kafka="acks",
+        choices=("all", "1", "0"),
+        effect="whose acknowledgement loggers wait for: of all in-sync replicas, of the leader, of nobody (messages "
+        "can then be lost); retry and dead-letter copies always wait for all",
+    )
+    idempotence: bool | None = _setting(
+        None,
+        "KEVEN_IDEMPOTENCE",
+        unit="true | false",
+        kafka="enable.idempotence",
+        effect="whether loggers write each message once and in order also when a request is repeated; unset: true "
+        "with KEVEN_ACKS=all, else false",
+    )
     create_topics: bool = _setting(
         True,
         "KEVEN_CREATE_TOPICS",
@@ -271,6 +342,10 @@ class Settings:
             raise ConfigurationError(
                 "KEVEN_SSL_VERIFY=false accepts any broker's certificate; if that is meant, set "
                 "KEVEN_ALLOW_INSECURE=true too"
+            )
+        if self.idempotence and self.acks != "all":
+            raise ConfigurationError(
+                f"KEVEN_IDEMPOTENCE=true needs KEVEN_ACKS=all, not {self.acks}: leave one of them out"
             )
         self._check_sasl()
 
@@ -386,7 +461,7 @@ class Settings:
         return options
 
     def producer_options(self, address: str, client_id: str, *, linger_ms: int) -> dict[str, str]:
-        """librdkafka properties of a producer."""
+        """librdkafka properties of a producer that loses nothing: of retry and dead-letter copies."""
         options = self.client_options(address, client_id)
         options.update(
             {
@@ -397,11 +472,38 @@ class Settings:
                 # As Java services partition, so that one key is one partition for all of them.
                 "partitioner": "murmur2_random",
                 "message.max.bytes": str(self.max_message_bytes),
+                # Each sender of messages has bounds of its own; one that fills them must not stop the others.
+                "queue.buffering.max.messages": "0",
+                "queue.buffering.max.kbytes": "2147483647",
                 # How long a topic that the brokers don't know may still be on its way to them; then its messages fail.
                 "topic.metadata.propagation.max.ms": "5000",
             }
         )
         return options
+
+    def logger_options(self, address: str, *, linger_ms: int) -> dict[str, str]:
+        """librdkafka properties of a logger's producer."""
+        idempotent = self.acks == "all" if self.idempotence is None else self.idempotence
+        if not idempotent and self.idempotence is None:
+            _warn_once(f"KEVEN_ACKS={self.acks}: messages can be written twice or out of order, since idempotence is off")
+        options = self.producer_options(address, "keven-logger", linger_ms=linger_ms)
+        options.update(
+            {
+                "acks": self.acks,
+                "enable.idempotence": str(idempotent).lower(),
+                "compression.type": self.compression,
+                "batch.size": str(self.log_batch_bytes),
+                "batch.num.messages": str(self.log_batch_messages),
+            }
+        )
+        if "partitioner" in self.rdkafka_options:
+            options["partitioner"] = self.rdkafka_options["partitioner"]
+        return options
+
+
+@cache
+def _warn_once(text: str) -> None:
+    logger.warning("%s", text)
 
 
 # Options that are not the consumer's alone.
@@ -428,7 +530,7 @@ def _parse(field: dataclasses.Field[Any], text: str) -> Any:
             return int(text)
         except ValueError:
             raise ConfigurationError(f"{env}={text!r} is not a whole number{_range(field)}") from None
-    if field.type in ("bool", bool):
+    if field.type in ("bool", bool, "bool | None"):
         if text.lower() in ("1", "true", "yes", "on"):
             return True
         if text.lower() in ("0", "false", "no", "off"):
@@ -465,8 +567,8 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
             raise ConfigurationError(f"{env}={shown} is not a whole number{_range(field)}")
         if not meta["low"] <= value <= meta["high"]:
             raise ConfigurationError(f"{env}={shown} is out of range{_range(field)}")
-    elif field.type in ("bool", bool):
-        if not isinstance(value, bool):
+    elif field.type in ("bool", bool, "bool | None"):
+        if not isinstance(value, bool) and not (value is None and "None" in str(field.type)):
             raise ConfigurationError(f"{env}={shown} is not a switch: true or false")
     elif field.name == "rdkafka_options":
         if not isinstance(value, Mapping):

@@ -10,7 +10,7 @@ import contextlib
 import struct
 from typing import TYPE_CHECKING, Any
 
-from keven_core.kafka.errors import DeadLetterError, KafkaError
+from keven_core.kafka.errors import DeadLetterError, KafkaError, delivery_error
 from keven_core.kafka.logs import one_line
 
 if TYPE_CHECKING:
@@ -111,13 +111,13 @@ class DeadLetterPublisher:
         """What the broker refused since the last call, as one error; None: nothing."""
         if self._account is None or not self._account.untaken:
             return None
-        count, kept = self._account.take_failures()
-        _, _, _, error, outcome = kept[0]
+        cause = delivery_error(*self._account.take_failures())
         return DeadLetterError(
-            f"{count} record(s) could not be copied to their dead-letter topic {self.topic} ({outcome}: {error}); "
-            f"their offsets stay, and they will be handled again",
-            [(entry[0], str(entry[3])) for entry in kept],
-            count,
+            f"{cause.failed_count} record(s) could not be copied to their dead-letter topic {self.topic} "
+            f"({cause.failures[0].outcome}: {cause.failures[0].reason}); their offsets stay, and they will be handled "
+            f"again",
+            cause.failures,
+            cause.failed_count,
         )
 
     def unanswered(self) -> DeadLetterError | None:

@@ -6,6 +6,9 @@ No message ever carries configuration values or payloads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 __all__ = [
     "AuthenticationError",
     "AuthorizationError",
@@ -15,6 +18,7 @@ __all__ = [
     "ConfigurationError",
     "DeadLetterError",
     "DeliveryError",
+    "FailedMessage",
     "ForkedProcessError",
     "InternalError",
     "KafkaError",
@@ -29,6 +33,7 @@ __all__ = [
     "UndecodableError",
     "UnknownTopicError",
     "UsageError",
+    "delivery_error",
     "kafka_error",
     "refused_credentials",
 ]
@@ -141,19 +146,33 @@ class CommitError(KafkaError):
         self.offsets = offsets or []
 
 
+class FailedMessage(NamedTuple):
+    """A message that was not acknowledged, handed back so that the caller can keep it.
+
+    Attributes:
+        outcome: "not delivered", or "possibly delivered": it was sent, but the answer did not come.
+    """
+
+    topic: str
+    reason: str
+    value: bytes | None
+    key: bytes | None
+    outcome: str
+
+
 class DeliveryError(KafkaError):
     """Messages were not acknowledged by the broker.
 
     Attributes:
-        failures: up to the first 10 as (topic, reason) tuples.
+        failures: the first 10, with their payloads; on_delivery of a logger is told of all.
         failed_count: how many in all.
     """
 
-    failures: list[tuple[str, str]]
+    failures: list[FailedMessage]
     failed_count: int
 
     def __init__(
-        self, message: str, failures: list[tuple[str, str]] | None = None, failed_count: int = 0, **kwargs: object
+        self, message: str, failures: list[FailedMessage] | None = None, failed_count: int = 0, **kwargs: object
     ) -> None:
         super().__init__(message, **kwargs)  # type: ignore[arg-type]  # code, name, fatal pass through
         self.failures = failures or []
@@ -169,6 +188,24 @@ class DeadLetterError(DeliveryError):
 
 class InternalError(KevenError):
     """An invariant of this library does not hold: please report it."""
+
+
+def delivery_error(
+    count: int, stories: Sequence[tuple[str, bytes | None, bytes | None, KafkaError, str]]
+) -> DeliveryError:
+    """The error for `count` failed messages, from what a DeliveryAccount kept of the first of them."""
+    topic, _, _, cause, outcome = stories[0]
+    which = "the message" if count == 1 else f"{count} messages were not delivered; the first,"
+    error = DeliveryError(
+        f"{which} for {topic} was {outcome}: {cause}",
+        [FailedMessage(topic, str(error), value, key, outcome) for topic, value, key, error, outcome in stories],
+        count,
+        code=cause.code,
+        name=cause.name,
+        fatal=cause.fatal,
+    )
+    error.__cause__ = cause
+    return error
 
 
 def refused_credentials(error: KafkaError) -> AuthenticationError | None:

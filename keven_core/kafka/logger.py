@@ -1,129 +1,172 @@
 """`KafkaLogger` and `KafkaBatchLogger`: write messages to Kafka, one acknowledged at a time or many.
 
 Producers are shared by the loggers of a process that have the same settings, made at the first message, and closed at
-interpreter exit; each logger counts its own messages.
+interpreter exit; each logger counts its own messages and has bounds of its own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterable
-from contextvars import ContextVar
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import Any
 
+import msgspec
+
+from keven_core._native.logger import NativeLogger
+from keven_core._native.producer import DeliveryAccount
 from keven_core.kafka._producers import SharedProducer, shared_producer
 from keven_core.kafka.config import Settings
-from keven_core.kafka.envelope import key_of
-from keven_core.kafka.errors import ClosedError, DeliveryError, KafkaError, KafkaTimeoutError, UsageError
+from keven_core.kafka.envelope import key_of, vars_in_mro
+from keven_core.kafka.errors import (
+    ClosedError,
+    ConfigurationError,
+    DeliveryError,
+    KafkaTimeoutError,
+    QueueFullError,
+    UsageError,
+    delivery_error,
+)
 from keven_core.kafka.events.event import Event
-from keven_core.kafka.topics import check_topic, event_topic
-
-if TYPE_CHECKING:
-    from keven_core._native.producer import DeliveryAccount
+from keven_core.kafka.topics import event_topic
 
 __all__ = ["KafkaBatchLogger", "KafkaLogger"]
 
-# While set, messages go into this list instead of to Kafka: (topic, value, key, headers). For keven_core.testing.
-_capture: ContextVar[list[tuple[str, bytes, bytes | None, list[tuple[str, bytes | None]]]] | None] = ContextVar(
-    "keven_core.captured_messages", default=None
-)
+# How long a flush goes on before it looks whether the brokers have refused the credentials.
+_SLICE_S = 0.2
+
+Story = tuple[str, "bytes | None", "bytes | None", Any, str]
 
 
-def _as_bytes(data: object) -> bytes:
-    if isinstance(data, bytes):
-        return data
-    if isinstance(data, (bytearray, memoryview)):
-        return bytes(data)
-    if isinstance(data, str):
-        return data.encode()
-    raise UsageError(f"a message has to be bytes, bytearray, memoryview, str or an Event, not {type(data).__name__}")
-
-
-class _Logger:
-    """What both loggers share: arguments, the producer, counts."""
-
-    _linger_ms = 0
+class _Logger(NativeLogger):
+    """What both loggers share: arguments, settings, the producer and its stand-in."""
 
     def __init__(
         self,
-        kafka_address: str | None = None,
-        topic: str | None = None,
-        timeout: float = 30,
+        kafka_address: str | None,
+        topic: str | None,
+        timeout: float,
+        settings: Settings | None,
         *,
-        settings: Settings | None = None,
+        full: Any = None,
+        on_delivery: Callable[[list[Story]], Any] | None = None,
     ) -> None:
-        self.topic = None if topic is None else check_topic(topic)
-        self.timeout = timeout
+        self.topic = topic
         self._settings = settings
         self._address = kafka_address
-        # By process, so that a forked child makes its own.
+        self._on_delivery = on_delivery
+        self._full = full
+        # By process, so that a forked child counts its own.
         self._made: dict[int, tuple[SharedProducer, DeliveryAccount]] = {}
-        self._closed = False
+        self._encoder: Any = None
+        self._standing_in: Any = None
+        self._stood_in = [0, 0]  # produced and received by a stand-in
+        self._configure(timeout=timeout, full=full)
 
-    def _ready(self) -> tuple[SharedProducer, DeliveryAccount]:
-        if self._closed:
-            raise ClosedError("this logger is closed: make a new one")
-        made = self._made.get(os.getpid())
-        if made is None:
-            from keven_core._native.producer import DeliveryAccount
+    # --- what NativeLogger asks for ----------------------------------------------------------------------------------
 
-            settings = self._settings or Settings.from_env()
-            self._settings = settings
-            shared = shared_producer(settings, settings.address(self._address), self._linger_ms)
-            # setdefault is atomic: of threads that come here at once, all get the account of the first.
-            made = self._made.setdefault(os.getpid(), (shared, DeliveryAccount()))
-        return made
+    def _read_settings(self) -> Settings:
+        if self._settings is None:
+            self._settings = Settings.from_env()
+        return self._settings
 
-    def _message(self, data: object, topic: str | None) -> tuple[str, bytes, bytes | None]:
-        if isinstance(data, Event):
-            codec = (self._settings or Settings.from_env()).codec
-            target = topic or self.topic or event_topic(data.event_name)
-            return check_topic(target), data.serialize(codec), key_of(data)
-        target = topic or self.topic or ""
-        if not target:
-            raise UsageError("the message has no topic: give the logger one, or log(data, topic=...)")
-        return (check_topic(target) if topic else target), _as_bytes(data), None
+    def _linger_ms(self, settings: Settings) -> int:
+        return 0
 
-    def _submit(
-        self,
-        data: object,
-        topic: str | None,
-        key: bytes | None = None,
-        headers: Iterable[tuple[str, bytes | None]] | None = None,
-        timestamp_ms: int | None = None,
-        account: DeliveryAccount | None = None,
-    ) -> bool:
-        if self._closed:
-            raise ClosedError("this logger is closed: make a new one")
-        target, value, own_key = self._message(data, topic)
-        captured = _capture.get()
-        if captured is not None:
-            captured.append((target, value, key or own_key, list(headers or ())))
-            return False
-        shared, own_account = self._ready()
-        shared.prepare(target)
+    def _open(self) -> tuple[Any, DeliveryAccount]:
+        settings = self._read_settings()
+        shared = shared_producer(settings, settings.address(self._address), self._linger_ms(settings))
+        # setdefault is atomic: of threads that come here at once, all get the account of the first.
+        _, account = self._made.setdefault(os.getpid(), (shared, self._new_account()))
+        self._made[os.getpid()] = (shared, account)
+        if self._on_delivery is not None:
+            shared.client.watch()
+        return shared.client, account
+
+    def _new_account(self, *, announce: bool = False) -> DeliveryAccount:
+        settings = self._read_settings()
+        return DeliveryAccount(
+            max_messages=settings.log_queue_messages,
+            max_bytes=settings.log_queue_bytes,
+            on_delivery=self._on_delivery,
+            announce=announce,
+        )
+
+    def _shape(self, cls: type) -> tuple[Any, Any, Any]:
+        """How objects of a class become messages: topic or function of it, function for the key, for the value."""
+        if not issubclass(cls, Event):
+            return None, None, None
+        codec = self._read_settings().codec
+        own_serialize = cls.serialize is not Event.serialize or not cls.event_name
+        keyed = cls.key_field is not None or vars_in_mro(cls, "key") is not None
+        return (
+            event_topic(cls.event_name) if cls.event_name else lambda event: event_topic(event.event_name),
+            key_of if keyed else None,
+            (lambda event: event.serialize(codec)) if own_serialize else None,
+        )
+
+    def _encode_into(self, data: object, buffer: bytearray) -> bytearray:
+        if self._encoder is None:
+            codec = self._read_settings().codec
+            self._encoder = (msgspec.msgpack.Encoder if codec == "msgpack" else msgspec.json.Encoder)()
         try:
-            shared.client.produce(
-                target,
-                value,
-                account or own_account,
-                key=key or own_key,
-                headers=None if headers is None else list(headers),
-                timestamp_ms=timestamp_ms or 0,
-                timeout_ms=int(self.timeout * 1000),
-            )
-        except KafkaError as error:
-            # What the broker has once said of a topic, the client answers from memory: the same error for the caller.
-            raise DeliveryError(
-                f"the message for {target} was not delivered: {error}",
-                [(target, str(error))],
-                1,
-                code=error.code,
-                name=error.name,
-                fatal=error.fatal,
+            self._encoder.encode_into(data, buffer)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UsageError(
+                f"a message has to be bytes, bytearray, memoryview, str, an Event or anything that msgspec can encode, "
+                f"not {type(data).__name__}: {error}"
             ) from error
-        return True
+        return buffer
+
+    def _stand_in_for(
+        self,
+        producer: Any,
+        topic: str,
+        value: bytes | None,
+        key: bytes | None,
+        headers: Any,
+        timestamp_ms: int | None,
+    ) -> None:
+        more = {"key": key, "headers": headers, "timestamp": timestamp_ms}
+        self._stood_in[0] += 1
+        given = {name: value for name, value in more.items() if value is not None}
+        producer.produce(topic, value, on_delivery=self._stand_in_delivered, **given)
+
+    def _stand_in_delivered(self, error: Any, message: Any) -> None:
+        self._stood_in[1] += error is None
+
+    # --- the producer, replaceable -----------------------------------------------------------------------------------
+
+    @property
+    def producer(self) -> Any:
+        """An object with `produce(topic, value, on_delivery=)` and `flush(timeout)`; tests may put another in its place.
+
+        With a stand-in every message is handed to its produce(), and flush() calls its flush(); None ends that.
+        """
+        return self._standing_in if self._standing_in is not None else _LoggerProducer(self)
+
+    @producer.setter
+    def producer(self, stand_in: Any) -> None:
+        self._standing_in = stand_in
+        self._configure(timeout=self.timeout, full=self._full, stand_in=stand_in)
+
+    def _await(self, account: DeliveryAccount, timeout_s: float) -> bool:
+        """Wait until nothing of an account is pending, GIL released; AuthenticationError when that is hopeless."""
+        shared, _ = self._made[os.getpid()]
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = deadline - time.monotonic()
+            try:
+                if shared.client.wait(account, max(0.0, min(left_s, _SLICE_S))):
+                    return True
+            except ClosedError:
+                return account.pending == 0  # its cluster has ended
+            shared.check_credentials()
+            if left_s <= 0:
+                return False
 
 
 class KafkaLogger(_Logger):
@@ -135,42 +178,108 @@ class KafkaLogger(_Logger):
         timeout: seconds to wait for the acknowledgement.
         settings: a Settings object; None: from the environment at the first message.
 
-    May be used from many threads.
+    Its producer does not linger: a message is sent at once. May be used from many threads and event loops.
     """
 
-    def log(self, data: object, topic: str | None = None) -> None:
-        """Send one message (bytes, bytearray, memoryview, str or an Event) and wait for its acknowledgement.
+    def __init__(
+        self,
+        kafka_address: str | None = None,
+        topic: str | None = None,
+        timeout: float = 30,
+        *,
+        settings: Settings | None = None,
+    ) -> None:
+        super().__init__(kafka_address, topic, timeout, settings)
+        self._deadlines: deque[tuple[float, asyncio.Future[None]]] = deque()
+
+    def log(self, data: object, topic: str | None = None) -> None:  # type: ignore[override]  # waits, and takes less
+        """Send one message (what KafkaBatchLogger.log takes) and wait for its acknowledgement.
 
         Blocks up to `timeout` seconds, GIL released. Raises DeliveryError when the broker refused it,
-        KafkaTimeoutError when it did not answer in time (the message may still arrive), and UsageError,
-        ConfigurationError or MessageTooLargeError before anything is sent.
+        KafkaTimeoutError when it did not answer in time (the message may still arrive), AuthenticationError, and
+        UsageError, ConfigurationError, MessageTooLargeError or QueueFullError before anything is sent.
         """
-        from keven_core._native.producer import DeliveryAccount
-
         account = DeliveryAccount()
-        if not self._submit(data, topic, account=account):
-            return
-        shared, _ = self._ready()
-        answered = shared.client.wait(account, self.timeout)
-        if not answered:
-            raise KafkaTimeoutError(
-                f"the broker did not acknowledge the message within {self.timeout} s; it may still arrive",
-                name="_TIMED_OUT",
-            )
+        if self.submit(data, topic, deliveries=account):
+            self._settle(account, "the message")
+
+    def log_many(self, data: Iterable[object], topic: str | None = None) -> int:
+        """Send messages together and wait until all are acknowledged; returns how many.
+
+        Blocks and raises as log(); DeliveryError names those that failed, the others have been delivered.
+        """
+        account = DeliveryAccount(
+            max_messages=self._read_settings().log_queue_messages, max_bytes=self._read_settings().log_queue_bytes
+        )
+        try:
+            for entry in data:
+                self.submit(entry, topic, deliveries=account)
+        finally:
+            # Also when one is refused: what was sent before it is waited for.
+            if account.produced:
+                self._settle(account, f"{account.pending} message(s)")
+        return account.delivered
+
+    def _settle(self, account: DeliveryAccount, what: str) -> None:
+        answered = self._await(account, self.timeout)
         count, kept = account.take_failures()
         if count:
-            target, _, _, error, outcome = kept[0]
-            raise DeliveryError(
-                f"the message for {target} was {outcome}: {error}",
-                [(target, str(error))],
-                count,
-                code=error.code,
-                name=error.name,
-            ) from error
+            raise delivery_error(count, kept)
+        if not answered:
+            raise KafkaTimeoutError(
+                f"the broker did not acknowledge {what} within {self.timeout:g} s; it may still arrive",
+                name="_TIMED_OUT",
+            )
+
+    async def alog(
+        self,
+        data: object,
+        topic: str | None = None,
+        *,
+        key: bytes | str | None = None,
+        headers: Any = None,
+        timestamp_ms: int | None = None,
+    ) -> None:
+        """log() for event loops: awaits the acknowledgement; the loop goes on meanwhile.
+
+        Messages of one task or of many are under way together. Raises as log(); cancelling gives up waiting, the
+        message may still arrive.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.timeout
+        while True:
+            try:
+                future = self.submit(data, topic, key=key, headers=headers, timestamp_ms=timestamp_ms, loop=loop)
+                break
+            except QueueFullError:
+                if loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(0.005)
+        if future is False:
+            return
+        if not self._deadlines:
+            loop.call_later(self.timeout, self._expire, loop)
+        self._deadlines.append((deadline, future))
+        await future
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        deadlines = self._deadlines
+        while deadlines and (deadlines[0][1].done() or deadlines[0][0] <= now):
+            _, future = deadlines.popleft()
+            if not future.done():
+                future.set_exception(
+                    KafkaTimeoutError(
+                        f"the broker did not acknowledge the message within {self.timeout:g} s; it may still arrive",
+                        name="_TIMED_OUT",
+                    )
+                )
+        if deadlines:
+            loop.call_at(deadlines[0][0], self._expire, loop)
 
     def close(self) -> None:
         """Refuse further messages. May be called twice."""
-        self._closed = True
+        self._end()
 
     def __enter__(self) -> KafkaLogger:
         return self
@@ -184,88 +293,103 @@ class KafkaLogger(_Logger):
 class KafkaBatchLogger(_Logger):
     """Collects messages and sends them in batches; flush() waits for all of them.
 
-    Arguments as KafkaLogger; `timeout` also bounds how long log() waits while the local queue is full. May be used from
-    many threads. Nothing is dropped: what can't be delivered is counted and raised by flush().
+    Arguments:
+        kafka_address, topic, settings: as of KafkaLogger.
+        timeout: seconds that flush() waits, and log() while the queue is full.
+        on_full: what log() does when the queue is full: "block" (up to `timeout`, then QueueFullError), "drop" the
+            message, or call this function as on_full(value, topic) instead of queueing it. What is dropped is counted
+            in `dropped_count`.
+        on_delivery: called now and then, in a thread of the producer, with a list of (topic, value, key, KafkaError or
+            None, outcome) tuples of messages whose fate is known; outcome is "delivered", "not delivered" or
+            "possibly delivered". It must not wait for this logger.
+
+    May be used from many threads. Nothing is dropped unless asked for: what can't be delivered is counted, logged as an
+    error and raised by flush().
     """
 
-    _linger_ms = 5
-
-    def log(
+    def __init__(
         self,
-        data: object,
+        kafka_address: str | None = None,
         topic: str | None = None,
+        timeout: float = 30,
         *,
-        key: bytes | None = None,
-        headers: Iterable[tuple[str, bytes | None]] | None = None,
-        timestamp_ms: int | None = None,
+        settings: Settings | None = None,
+        on_full: str | Callable[[bytes | None, str], Any] = "block",
+        on_delivery: Callable[[list[Story]], Any] | None = None,
     ) -> None:
-        """Take one message (bytes, bytearray, memoryview, str or an Event); it is sent in the background.
+        if on_full not in ("block", "drop") and not callable(on_full):
+            raise ConfigurationError(f'on_full={on_full!r:.80} is not known: "block", "drop" or a function')
+        full = None if on_full == "block" else on_full
+        super().__init__(kafka_address, topic, timeout, settings, full=full, on_delivery=on_delivery)
 
-        Bytes are not copied. Blocks only while the local queue is full, then raises QueueFullError after `timeout`.
-        Raises UsageError, ConfigurationError or MessageTooLargeError when it can't be sent, and DeliveryError
-        for one whose topic the broker has refused before; those are not counted and not raised by flush() again.
-        """
-        self._submit(data, topic, key, headers, timestamp_ms)
-        made = self._made.get(os.getpid())
-        if made is not None and not made[1].produced % 256:
-            self._serve()
+    def _linger_ms(self, settings: Settings) -> int:
+        return settings.linger_ms
+
+    def _new_account(self, *, announce: bool = True) -> DeliveryAccount:
+        return super()._new_account(announce=announce)
 
     @property
     def produced_count(self) -> int:
         """Messages taken so far."""
-        made = self._made.get(os.getpid())
-        return made[1].produced if made is not None else 0
+        account = self._collected()
+        return self._stood_in[0] + (account.produced if account is not None else 0)
 
     @property
     def received_count(self) -> int:
         """Messages that the broker has acknowledged."""
-        made = self._serve()
-        return made[1].delivered if made is not None else 0
+        account = self._collected()
+        return self._stood_in[1] + (account.delivered if account is not None else 0)
 
     @property
     def pending_count(self) -> int:
         """Messages whose fate is not known yet."""
-        made = self._serve()
-        return made[1].pending if made is not None else 0
+        account = self._collected()
+        return account.pending if account is not None else 0
 
-    def _serve(self) -> tuple[SharedProducer, DeliveryAccount] | None:
+    def _collected(self) -> DeliveryAccount | None:
         made = self._made.get(os.getpid())
-        if made is not None and not made[0].client.closed:
+        if made is None:
+            return None
+        if not made[0].client.closed:
             made[0].client.serve(0)
-        return made
+        return made[1]
 
     def flush(self, timeout: float | None = None) -> int:
         """Wait until every message of this logger has been answered; returns how many were acknowledged so far.
 
-        Blocks up to `timeout` seconds (the logger's own by default), GIL released. Raises DeliveryError listing what
-        the broker refused, KafkaTimeoutError when answers are still missing.
+        Blocks up to `timeout` seconds (the logger's own by default), GIL released. Raises DeliveryError with what
+        was not delivered since the last flush, AuthenticationError, and KafkaTimeoutError when answers are missing.
         """
-        if os.getpid() not in self._made:
-            return 0
-        shared, account = self._ready()
         wanted = self.timeout if timeout is None else timeout
-        answered = shared.client.wait(account, wanted)
+        if self._standing_in is not None:
+            self._standing_in.flush(wanted)
+            return self.received_count
+        made = self._made.get(os.getpid())
+        if made is None:
+            return 0
+        account = made[1]
+        answered = self._await(account, wanted)
         count, kept = account.take_failures()
         if count:
-            raise DeliveryError(
-                f"{count} message(s) were not delivered, the first: {kept[0][0]}: {kept[0][3]}",
-                [(entry[0], str(entry[3])) for entry in kept],
-                count,
-            )
+            raise delivery_error(count, kept)
         if not answered:
             raise KafkaTimeoutError(
-                f"{account.pending} message(s) were not acknowledged within {wanted} s; they are still being sent",
+                f"{account.pending} message(s) were not acknowledged within {wanted:g} s; they are still being sent",
                 name="_TIMED_OUT",
             )
         return account.delivered
 
+    async def aflush(self, timeout: float | None = None) -> int:
+        """flush() for event loops: the wait is in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(None, self.flush, timeout)
+
     def close(self) -> None:
         """flush(), then refuse further messages. May be called twice."""
-        if not self._closed:
+        if not self.closed:
             try:
                 self.flush()
             finally:
-                self._closed = True
+                self._end()
 
     def __enter__(self) -> KafkaBatchLogger:
         return self
@@ -274,3 +398,35 @@ class KafkaBatchLogger(_Logger):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> KafkaBatchLogger:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.close)
+
+
+class _LoggerProducer:
+    """What `logger.producer` is: the logger, as code written for a producer of confluent-kafka calls it."""
+
+    def __init__(self, logger: Any) -> None:
+        self._logger = logger
+
+    def produce(
+        self, topic: str, value: object = None, *, key: Any = None, headers: Any = None, on_delivery: Any = None
+    ) -> None:
+        """Log one message; `on_delivery(error, message)` is called when its fate is known."""
+        if on_delivery is not None:
+            raise UsageError("on_delivery is given to the logger: KafkaBatchLogger(on_delivery=...)")
+        self._logger.submit(value, topic, key=key, headers=headers)
+
+    def flush(self, timeout: float | None = None) -> int:
+        """Wait for what is pending; returns how many messages are pending still."""
+        if isinstance(self._logger, KafkaBatchLogger):
+            try:
+                self._logger.flush(timeout)
+            except (DeliveryError, KafkaTimeoutError):
+                return self._logger.pending_count
+        return 0

@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from keven_core.kafka import logger as logger_module
 from keven_core.kafka import record as record_module
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.envelope import key_of
@@ -23,7 +22,7 @@ class PublishedMessage:
     """A message that a handler wrote with a logger or publisher."""
 
     topic: str
-    value: bytes
+    value: bytes | None
     key: bytes | None
     headers: list[tuple[str, bytes | None]]
 
@@ -70,6 +69,7 @@ def dispatch(
     Async handlers run in an event loop of their own, so it can't be called inside one that runs. What handlers write
     with KafkaLogger, KafkaBatchLogger or EventPublisher is collected instead of sent.
     """
+    from keven_core._native.logger import HandlerScope
     from keven_core._native.message import Record
 
     if isinstance(event, Event):
@@ -79,15 +79,15 @@ def dispatch(
     else:
         value, topic = event, topic or "keven_events"
     record = Record(topic, 0, 0, value=value, key=key, headers=headers)
-    captured: list[Any] = []
-    capture = logger_module._capture.set(captured)
+    scope = HandlerScope(capture=True)
+    entered = scope.enter()
     source = record_module._source.set(_Given(record))
     try:
         outcome, error = _run(value, topic, headers)
     finally:
         record_module._source.reset(source)
-        logger_module._capture.reset(capture)
-    return DispatchResult(outcome, error, [PublishedMessage(*message) for message in captured])
+        scope.leave(entered)
+    return DispatchResult(outcome, error, [PublishedMessage(*message) for message in scope.captured or ()])
 
 
 def _run(value: bytes, topic: str, headers: Any) -> tuple[str, Exception | None]:

@@ -138,8 +138,8 @@ def test_a_message_that_is_refused_is_released_at_once(
 
 
 def test_a_full_queue_refuses_and_releases() -> None:
-    producer = Producer({**NOWHERE, "queue.buffering.max.messages": "10", "message.timeout.ms": "60000"})
-    account = DeliveryAccount()
+    producer = Producer({**NOWHERE, "message.timeout.ms": "60000"})
+    account = DeliveryAccount(max_messages=10)
     value = fresh(100)
     before = sys.getrefcount(value)
     for _ in range(10):

@@ -199,6 +199,7 @@ cdef class Consumer(Membership):
         api.conf_interceptor_add_on_new(conf, b"keven", _on_new, self.returns)
         try:
             self._start(RD_KAFKA_CONSUMER, conf)
+            self._open_pipe()
         finally:
             if self.handle is not None:
                 self.handle.attached = self.returns
@@ -307,6 +308,7 @@ cdef class Consumer(Membership):
         The ceiling that benchmarks/consume.py compares with: one C loop, GIL released.
         """
         cdef Py_ssize_t got = 0
+        cdef size_t size
         cdef ssize_t n, i
         self._rk()
         deadline = time.monotonic() + timeout_ms / 1000
@@ -316,11 +318,12 @@ cdef class Consumer(Membership):
                     n = api.consume_batch_queue(self.queue, 0, self.messages, self.batch_size)
                     if n <= 0:
                         break
-                    self.batch.bytes = 0
+                    size = 0
                     for i in range(n):
                         if self.messages[i].err == 0:
                             got += 1
-                        self.batch.bytes += self.messages[i].len + MESSAGE_OVERHEAD
+                        size += self.messages[i].len + MESSAGE_OVERHEAD
+                    self.batch.bytes = size
                     self.count = n
                     self._give_back(n)
                     self.count = 0

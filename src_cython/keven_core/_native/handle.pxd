@@ -3,6 +3,9 @@
 from rdkafka cimport *
 
 
+# Counted up in each forked child: what was made before the fork must not be touched there.
+cdef long fork_generation
+
 cdef object error_of(int code, str context, const char *detail, bint fatal)
 cdef object error_of_object(rd_kafka_error_t *error, str context)
 cdef rd_kafka_conf_t *new_conf(object options) except NULL
@@ -36,9 +39,10 @@ cdef class Client:
     cdef readonly str kind
 
     cdef int _start(self, int kind, rd_kafka_conf_t *conf) except -1
+    cdef int _open_pipe(self) except -1
     cdef rd_kafka_t *_rk(self) except NULL
     cdef int _wait(self, int timeout_ms) except -1
     cdef list _serve(self)
-    cdef int _on_deliveries(self, rd_kafka_event_t *event) except -1
+    cdef rd_kafka_event_t *_next_event(self) noexcept
     cdef int _on_commit_result(self, rd_kafka_event_t *event) except -1
     cdef void _drop_queues(self) noexcept

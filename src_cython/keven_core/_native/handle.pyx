@@ -1,6 +1,6 @@
 """Life cycle of a librdkafka client: configuration, wake-up pipe, main-queue events, destruction, fork.
 
-Ownership: a Client owns its queues and its pipe and drops them in close(). The rd_kafka_t belongs to a Handle, which
+Ownership: a Client owns its queues and its pipe, if it has one, and drops them in close(). The rd_kafka_t belongs to a Handle, which
 payloads that outlive their batch also reference: rd_kafka_destroy waits for every message still alive, so it runs only
 when the last of them is gone.
 
@@ -10,7 +10,7 @@ deadlock otherwise; none of ours does). No librdkafka callback of this package r
 
 from cpython.exc cimport PyErr_CheckSignals
 
-from keven_core._native.library cimport alive, api
+from keven_core._native.library cimport alive, api, load
 from rdkafka cimport *
 
 import os
@@ -111,8 +111,10 @@ cdef object error_of_object(rd_kafka_error_t *error, str context):
 cdef rd_kafka_conf_t *new_conf(object options) except NULL:
     """A configuration from a mapping of str to str. The caller passes it to Handle.create, which takes it over."""
     cdef char errstr[512]
-    cdef rd_kafka_conf_t *conf = api.conf_new()
+    cdef rd_kafka_conf_t *conf
     cdef bytes name, value
+    load()
+    conf = api.conf_new()
     try:
         for key, text in options.items():
             name = key.encode()
@@ -238,15 +240,20 @@ cdef class Client:
     cdef int _start(self, int kind, rd_kafka_conf_t *conf) except -1:
         self.handle = Handle.create(kind, conf)
         self.closed = False
-        self.wake_read, self.wake_write = os.pipe()
-        os.set_blocking(self.wake_read, False)
-        os.set_blocking(self.wake_write, False)
         with nogil:
             # Logs become events of the main queue: no Python on librdkafka's threads ("log.queue" is set by the owner).
             api.set_log_queue(self.handle.rk, NULL)
             self.main_queue = api.queue_get_main(self.handle.rk)
-            api.queue_io_event_enable(self.main_queue, self.wake_write, b"m", 1)
         alive.queues += 1
+        return 0
+
+    cdef int _open_pipe(self) except -1:
+        """Have events of the main queue, and wake(), write to a pipe that _wait() and event loops watch."""
+        self.wake_read, self.wake_write = os.pipe()
+        os.set_blocking(self.wake_read, False)
+        os.set_blocking(self.wake_write, False)
+        with nogil:
+            api.queue_io_event_enable(self.main_queue, self.wake_write, b"m", 1)
         return 0
 
     cdef rd_kafka_t *_rk(self) except NULL:
@@ -313,14 +320,18 @@ cdef class Client:
         PyErr_CheckSignals()
         return ready if ready > 0 else 0  # EINTR: the signal has been dealt with
 
-    cdef int _on_deliveries(self, rd_kafka_event_t *event) except -1:
-        raise errors.InternalError(f"delivery reports on a {self.kind}")
+    cdef rd_kafka_event_t *_next_event(self) noexcept:
+        """The next event of the main queue, or NULL; without waiting."""
+        cdef rd_kafka_event_t *event
+        with nogil:
+            event = api.queue_poll(self.main_queue, 0)
+        return event
 
     cdef int _on_commit_result(self, rd_kafka_event_t *event) except -1:
         raise errors.InternalError(f"commit results on a {self.kind}")
 
     cdef list _serve(self):
-        """Take every event of the main queue, without waiting.
+        """Take every event that has come, without waiting.
 
         Returns tuples: ("error", exception), ("log", level, facility, text), ("stats", json), ("token", config).
         """
@@ -331,15 +342,11 @@ cdef class Client:
         cdef int level
         cdef list found = None
         while True:
-            with nogil:
-                event = api.queue_poll(self.main_queue, 0)
+            event = self._next_event()
             if event == NULL:
                 return found
             try:
                 kind = api.event_type(event)
-                if kind == RD_KAFKA_EVENT_DR:
-                    self._on_deliveries(event)
-                    continue
                 if kind == RD_KAFKA_EVENT_OFFSET_COMMIT:
                     self._on_commit_result(event)
                     continue

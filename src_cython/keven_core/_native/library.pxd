@@ -35,6 +35,7 @@ cdef struct Api:
     rd_kafka_queue_t *(*queue_get_consumer)(rd_kafka_t *rk) noexcept nogil
     void (*queue_destroy)(rd_kafka_queue_t *rkqu) noexcept nogil
     void (*queue_io_event_enable)(rd_kafka_queue_t *rkqu, int fd, const void *payload, size_t size) noexcept nogil
+    void (*queue_yield)(rd_kafka_queue_t *rkqu) noexcept nogil
     rd_kafka_event_t *(*queue_poll)(rd_kafka_queue_t *rkqu, int timeout_ms) noexcept nogil
     int (*event_type)(const rd_kafka_event_t *rkev) noexcept nogil
     void (*event_destroy)(rd_kafka_event_t *rkev) noexcept nogil
@@ -100,8 +101,14 @@ cdef struct Api:
     void (*metadata_destroy)(const rd_kafka_metadata_t *metadata) noexcept nogil
     rd_kafka_error_t *(*consumer_close_queue)(rd_kafka_t *rk, rd_kafka_queue_t *rkqu) noexcept nogil
     int (*consumer_closed)(rd_kafka_t *rk) noexcept nogil
+    rd_kafka_topic_t *(*topic_new)(
+        rd_kafka_t *rk, const char *topic, rd_kafka_topic_conf_t *conf) noexcept nogil
+    void (*topic_destroy)(rd_kafka_topic_t *rkt) noexcept nogil
+    int (*last_error)() noexcept nogil
+    int (*produce)(
+        rd_kafka_topic_t *rkt, int32_t partition, int msgflags, void *payload, size_t len, const void *key,
+        size_t keylen, void *msg_opaque) noexcept nogil
     rd_kafka_error_t *(*produceva)(rd_kafka_t *rk, const rd_kafka_vu_t *vus, size_t cnt) noexcept nogil
-    int (*outq_len)(rd_kafka_t *rk) noexcept nogil
     int (*flush)(rd_kafka_t *rk, int timeout_ms) noexcept nogil
     int (*purge)(rd_kafka_t *rk, int flags) noexcept nogil
     int (*oauthbearer_set_token)(
@@ -132,6 +139,8 @@ cdef struct Api:
 
 
 cdef Api api
+
+cdef int load() except -1
 
 
 cdef struct Counters:

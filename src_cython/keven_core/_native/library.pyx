@@ -3,7 +3,7 @@
 There is one librdkafka in the process, no header is needed to build, and its security fixes arrive with
 confluent-kafka. Objects of confluent-kafka never cross into this binding, nor ours into theirs.
 
-Importing this module imports confluent-kafka (about 100 ms): it is done when the first client is made.
+That means importing confluent-kafka (about 100 ms), so it is done by load() when the first client is made.
 """
 
 cdef extern from "dlfcn.h" nogil:
@@ -19,15 +19,15 @@ SYMBOLS = """
 version version_str get_err_descs err2str err2name conf_new conf_destroy conf_set conf_set_opaque conf_set_events
 conf_set_rebalance_cb conf_set_offset_commit_cb conf_interceptor_add_on_new interceptor_add_on_response_received new
 destroy_flags name set_log_queue fatal_error test_fatal_error queue_new queue_get_main queue_get_consumer
-queue_destroy queue_io_event_enable queue_poll event_type event_destroy event_message_array event_error
+queue_destroy queue_io_event_enable queue_yield queue_poll event_type event_destroy event_message_array event_error
 event_error_string event_log event_stats event_config_string event_topic_partition_list error_code error_string
 error_destroy topic_partition_list_new topic_partition_list_destroy topic_partition_list_copy topic_partition_list_add
 topic_partition_set_leader_epoch subscribe assign incremental_assign incremental_unassign rebalance_protocol
 assignment_lost consume_batch_queue message_destroy message_timestamp message_headers message_leader_epoch
 message_status topic_name header_get_all header_get_last headers_new headers_destroy header_add offsets_store
 commit_queue committed pause_partitions resume_partitions seek_partitions offsets_for_times query_watermark_offsets
-metadata metadata_destroy consumer_close_queue consumer_closed produceva outq_len flush purge oauthbearer_set_token
-oauthbearer_set_token_failure mock_cluster_new mock_cluster_destroy mock_cluster_bootstraps mock_topic_create
+metadata metadata_destroy consumer_close_queue consumer_closed topic_new topic_destroy last_error produce produceva
+flush purge oauthbearer_set_token oauthbearer_set_token_failure mock_cluster_new mock_cluster_destroy mock_cluster_bootstraps mock_topic_create
 mock_topic_set_error mock_push_request_errors_array mock_clear_request_errors mock_broker_set_down mock_broker_set_up
 mock_broker_set_rtt mock_partition_set_leader mock_coordinator_set mock_group_initial_rebalance_delay_ms
 mock_start_request_tracking mock_get_requests mock_request_api_key mock_request_destroy_array
@@ -68,8 +68,22 @@ cdef int _resolve(str path) except -1:
     return 0
 
 
+cdef bint loaded = False
+
+
+cdef int load() except -1:
+    """Fill the table of functions; every call after the first costs nothing. Raises ImportError."""
+    global loaded
+    if not loaded:
+        from confluent_kafka import cimpl
+        _resolve(cimpl.__file__)
+        loaded = True
+    return 0
+
+
 def version():
     """Version of the librdkafka in use, for example "2.16.0"."""
+    load()
     return api.version_str().decode()
 
 
@@ -77,6 +91,7 @@ def error_descriptions():
     """Every error that this librdkafka knows, as (code, name, description) tuples."""
     cdef const rd_kafka_err_desc_t *descs
     cdef size_t count, i
+    load()
     api.get_err_descs(&descs, &count)
     return [
         (descs[i].code, descs[i].name.decode(), (descs[i].desc or b"").decode())
@@ -139,11 +154,3 @@ def struct_layout():
             "leader": <char *>&dp.leader - <char *>&dp,
         },
     }
-
-
-def _load():
-    from confluent_kafka import cimpl
-    _resolve(cimpl.__file__)
-
-
-_load()

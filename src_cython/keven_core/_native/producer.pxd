@@ -1,28 +1,65 @@
 """Declarations of producer.pyx."""
 
 from cpython.object cimport PyObject
+from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from keven_core._native.handle cimport Client
+from keven_core._native.outbox cimport Account, Extra, Loop, Sender, Slot
 from rdkafka cimport *
 
 
-cdef struct Shipment:
-    # What lives from produce() to the delivery report, as the message's opaque. Owns one reference each.
-    PyObject *value
-    PyObject *key
-    PyObject *account
-
-
 cdef class DeliveryAccount:
-    cdef readonly Py_ssize_t produced
-    cdef readonly Py_ssize_t delivered
-    cdef readonly Py_ssize_t failed
-    cdef Py_ssize_t taken
+    cdef Account *account
+    cdef int64_t taken
     cdef readonly list failures
     cdef readonly Py_ssize_t keep_failures
+    cdef readonly object on_delivery
+    cdef bint announce
+    cdef list reports
+
+    cdef void _told(self, Slot *slot) noexcept
+    cdef tuple _take_reports(self)
+
+
+cdef class Topic:
+    cdef rd_kafka_topic_t *rkt
+    cdef readonly str name
+
+
+cdef class LoopGate:
+    cdef Producer producer
+    cdef object loop
+    cdef list done
+    cdef Loop *native
+    cdef int read_fd
+    cdef int write_fd
+
+    cdef void _shut(self) noexcept
 
 
 cdef class Producer(Client):
     cdef dict __dict__
-    cdef void _release_pending(self) noexcept
-    cdef int _report(self, const rd_kafka_message_t *message) except -1
+    cdef Sender *sender
+    cdef dict topics
+    cdef list gates
+    cdef list reporting          # accounts with deliveries that their callback has not been told of
+    cdef int64_t announced       # failed messages that on_failure is to be told of
+    cdef object first_failure
+    cdef uint64_t seen_pushed
+    cdef int linger_ms
+    cdef readonly bint attended  # an attendant heeds the events, so that waiting threads need not
+
+    cdef Topic topic(self, str name)
+    cdef int append(self, Account *account, Account *scope, rd_kafka_topic_t *rkt, object owner, const char *data,
+                    Py_ssize_t size, object key, Extra *extra) except -1
+    cdef bint has_room(self, Account *account, Py_ssize_t size) noexcept
+    cdef bint wait_for_room(self, Account *account, Py_ssize_t size, double timeout_s) except -1
+    cdef void collect(self, Py_ssize_t limit) noexcept
+    cdef void _take_back(self, Slot *slot) noexcept
+    cdef void _pass_events(self) except *
+    cdef LoopGate gate_of(self, object loop)
+    cdef int _await_all(self, double deadline) except -1
+    cdef int _halt(self) noexcept
+
+
+cdef Extra *new_extra(object headers, int64_t timestamp_ms, int32_t partition, object waiter, LoopGate gate) except NULL

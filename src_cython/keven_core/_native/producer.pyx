@@ -1,25 +1,35 @@
 """The compiled producer: values go to librdkafka without a copy and are released by their delivery reports.
 
-Ownership: each message has a Shipment that owns a reference to value, key and DeliveryAccount until its delivery
-report; if produce() fails it is released at once. librdkafka reads the caller's bytes from its own threads meanwhile,
-so only immutable bytes are accepted here.
-Threads: produce(), serve() and wait() may be called from any thread; close() once, by the owner.
+    application thread: append() --> sender thread: librdkafka, delivery reports --> application thread: collect()
+
+append() takes references and returns. The sender thread never takes the GIL: it hands messages to librdkafka and takes
+the delivery reports. What has come back is released, counted and told of by collect(), in bulk, in whichever thread
+enters next: each caller of append() now and then, those that wait, and the attendant.
+
+Ownership: a message owns references to its value and key from append() until collect() has seen its delivery report;
+librdkafka reads the caller's bytes from its own threads meanwhile, so they must be immutable. The Sender and what it
+holds are freed by close(), or by the destructor of a producer that was never closed.
+Threads: everything but close() may be called from any thread; close() once, by the owner.
 """
 
 cimport cython
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.stdlib cimport free, malloc
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from keven_core._native.handle cimport Client, error_of, error_of_object, new_conf
+from keven_core._native.handle cimport Client, error_of, new_conf
 from keven_core._native.library cimport alive, api
+from keven_core._native.outbox cimport *
 from rdkafka cimport *
 
+import os
 import time
 import warnings
+from collections.abc import Mapping
 
 from keven_core.kafka import errors
 
@@ -29,56 +39,197 @@ cdef extern from "unistd.h" nogil:
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
 
+cdef extern from *:
+    """
+    #define keven_prefetch(p) __builtin_prefetch((p), 1, 3)
+    """
+    void keven_prefetch(const void *p) nogil
+
 
 NOT_DELIVERED = "not delivered"
 POSSIBLY_DELIVERED = "possibly delivered"
 
+cdef enum:
+    ALL = 0x7FFFFFFF
+    # Messages that the sender hands over before it looks for delivery reports.
+    RUN = 256
+    # How often the sender comes back after 1 ms, while there is nothing to send, before it sleeps until it is woken:
+    # an application that logs every now and then is spared the system call.
+    DOZES = 5
+    # How long a waiting thread stays away from signals and from what others may have collected for it.
+    SLICE_MS = 50
 
-@cython.final
-cdef class DeliveryAccount:
-    """Counts what became of the messages of one sender: pending = produced - delivered - failed.
-
-    `failures` keeps the first `keep_failures` failed messages as (topic, value, key, KafkaError, outcome) tuples;
-    outcome is "not delivered" or "possibly delivered". Changed under the GIL, readable from any thread.
-    """
-
-    def __init__(self, Py_ssize_t keep_failures=10):
-        self.keep_failures = keep_failures
-        self.failures = []
-
-    @property
-    def untaken(self):
-        """Failed messages that take_failures() has not handed out yet."""
-        return self.failed - self.taken
-
-    @property
-    def pending(self):
-        """Messages whose delivery report has not come yet."""
-        return self.produced - self.delivered - self.failed
-
-    def take_failures(self):
-        """(number of failed messages, the kept ones) since the last call."""
-        count, kept = self.failed - self.taken, self.failures
-        self.taken = self.failed
-        self.failures = []
-        return count, kept
+# Failed messages that no account has handed out: told of when the process ends.
+cdef int64_t untold = 0
 
 
-cdef void _free_shipment(Shipment *shipment) noexcept:
-    Py_XDECREF(shipment.value)
-    Py_XDECREF(shipment.key)
-    Py_XDECREF(shipment.account)
-    free(shipment)
-    alive.deliveries -= 1
+# --- the sender thread ------------------------------------------------------------------------------------------------
+
+
+cdef void _give_back(Sender *sender, Slot *slot) noexcept nogil:
+    while queue_push(&sender.returned, slot) != 0:
+        usleep(1000)  # no memory for 2 kB: nothing may be lost, so it is waited for
+
+
+cdef bint _take_reports(Sender *sender, int timeout_ms) noexcept nogil:
+    """Take what is on the main queue; waits up to `timeout_ms` for the first. Whether messages have come back."""
+    cdef const rd_kafka_message_t *messages[256]
+    cdef rd_kafka_event_t *event
+    cdef Slot *slot
+    cdef size_t n, i
+    cdef bint moved = False
+    cdef bint call = False
+    while True:
+        event = api.queue_poll(sender.queue, timeout_ms)
+        if event == NULL:
+            break
+        timeout_ms = 0
+        if api.event_type(event) != RD_KAFKA_EVENT_DR:
+            if api.event_type(event) == RD_KAFKA_EVENT_ERROR and api.event_error(event) == RD_KAFKA_RESP_ERR__FATAL:
+                sender.ended = 1
+            while queue_push(&sender.events, event) != 0:
+                usleep(1000)
+            queue_publish(&sender.events)
+            call = True
+            continue
+        while True:
+            n = api.event_message_array(event, messages, 256)
+            for i in range(n):
+                slot = <Slot *>messages[i]._private
+                if messages[i].err != 0:
+                    slot.err = <int16_t>messages[i].err
+                    slot.status = <uint8_t>api.message_status(messages[i])
+                    call = True
+                _give_back(sender, slot)
+            if n < 256:
+                break
+        api.event_destroy(event)
+        moved = True
+    if moved:
+        tell(sender)
+    if call or (moved and sender.watched):
+        call_attendant(sender)
+    return moved
+
+
+cdef int _hand_over(Sender *sender, Slot *slot) noexcept nogil:
+    """Give one message to librdkafka; its error code."""
+    cdef rd_kafka_vu_t vus[7]
+    cdef rd_kafka_error_t *error
+    cdef Extra *extra = slot.extra
+    cdef size_t count = 4
+    cdef int code
+    cdef size_t key_size
+    cdef const char *key = key_of(slot, &key_size)
+    if extra == NULL:
+        if api.produce(slot.rkt, RD_KAFKA_PARTITION_UA, 0, <void *>slot.data, slot.size, key, key_size, slot) == 0:
+            return 0
+        return api.last_error()
+    memset(vus, 0, sizeof(vus))
+    vus[0].vtype = RD_KAFKA_VTYPE_RKT
+    vus[0].u.rkt = slot.rkt
+    vus[1].vtype = RD_KAFKA_VTYPE_PARTITION
+    vus[1].u.i32 = extra.partition
+    vus[2].vtype = RD_KAFKA_VTYPE_OPAQUE
+    vus[2].u.ptr = slot
+    vus[3].vtype = RD_KAFKA_VTYPE_VALUE
+    vus[3].u.mem.ptr = <void *>slot.data
+    vus[3].u.mem.size = slot.size
+    if key != NULL:
+        vus[count].vtype = RD_KAFKA_VTYPE_KEY
+        vus[count].u.mem.ptr = <void *>key
+        vus[count].u.mem.size = key_size
+        count += 1
+    if extra.timestamp_ms > 0:
+        vus[count].vtype = RD_KAFKA_VTYPE_TIMESTAMP
+        vus[count].u.i64 = extra.timestamp_ms
+        count += 1
+    if extra.headers != NULL:
+        vus[count].vtype = RD_KAFKA_VTYPE_HEADERS
+        vus[count].u.headers = extra.headers
+        count += 1
+    error = api.produceva(sender.rk, vus, count)
+    if error == NULL:
+        extra.headers = NULL  # librdkafka's now
+        return 0
+    # rdkafka.h, rd_kafka_produceva: on error the message and its headers stay the caller's.
+    code = api.error_code(error)
+    api.error_destroy(error)
+    return code
+
+
+cdef void _refuse(Sender *sender, Slot *slot, int code) noexcept nogil:
+    slot.err = <int16_t>code
+    slot.status = RD_KAFKA_MSG_STATUS_NOT_PERSISTED
+    _give_back(sender, slot)
+
+
+cdef bint _send_some(Sender *sender) noexcept nogil:
+    """Hand over what has been appended, RUN messages at most; whether there were any."""
+    cdef uint64_t count = queue_ready(&sender.outbox)
+    cdef uint64_t i
+    cdef Slot *slot
+    cdef int code
+    cdef bint refused = False
+    if count == 0:
+        return False
+    if count > RUN:
+        count = RUN
+    for i in range(count):
+        slot = <Slot *>queue_pop(&sender.outbox)
+        code = _hand_over(sender, slot)
+        # One FIFO: while librdkafka's queue is full, this very message is tried again before any later one.
+        while code == RD_KAFKA_RESP_ERR__QUEUE_FULL and not sender.stop:
+            _take_reports(sender, 10)
+            code = _hand_over(sender, slot)
+        if code != 0:
+            _refuse(sender, slot, code)
+            refused = True
+    if refused:
+        tell(sender)
+        call_attendant(sender)
+    return True
+
+
+cdef void *_send(void *argument) noexcept nogil:
+    """The sender thread: ends when `stop` is set; what was not handed over by then goes back as purged."""
+    cdef Sender *sender = <Sender *>argument
+    cdef int idle = 0
+    while not sender.stop:
+        if _send_some(sender):
+            idle = 0
+            _take_reports(sender, 0)
+        elif idle < DOZES and not sender.eager:
+            idle += 1
+            _take_reports(sender, 1)
+        else:
+            sender.asleep = 1
+            if sender.eager:
+                fence()
+            else:
+                # Without a fence in append(): whoever did not see `asleep` has published its message by the end of 1 ms.
+                _take_reports(sender, 1)
+            if queue_ready(&sender.outbox) == 0 and not sender.stop:
+                _take_reports(sender, 1000)
+            sender.asleep = 0
+            idle = 0 if queue_ready(&sender.outbox) else DOZES
+    while queue_ready(&sender.outbox):
+        _refuse(sender, <Slot *>queue_pop(&sender.outbox), RD_KAFKA_RESP_ERR__PURGE_QUEUE)
+    tell(sender)
+    return NULL
+
+
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
 cdef rd_kafka_headers_t *_new_headers(object headers) except NULL:
     cdef rd_kafka_headers_t *native
     cdef const char *name
     cdef Py_ssize_t name_size
-    native = api.headers_new(len(headers))
+    pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
+    native = api.headers_new(len(pairs))
     try:
-        for pair in headers:
+        for pair in pairs:
             if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], str) or not (
                     pair[1] is None or isinstance(pair[1], bytes)):
                 raise errors.UsageError(
@@ -94,231 +245,667 @@ cdef rd_kafka_headers_t *_new_headers(object headers) except NULL:
     return native
 
 
+cdef Extra *new_extra(object headers, int64_t timestamp_ms, int32_t partition, object waiter, LoopGate gate) except NULL:
+    """What a message has beside topic, value and key; freed by collect(). `waiter` is a future of the gate's loop."""
+    cdef rd_kafka_headers_t *native = _new_headers(headers) if headers else NULL
+    cdef Extra *extra = <Extra *>calloc(1, sizeof(Extra))
+    if extra == NULL:
+        if native != NULL:
+            api.headers_destroy(native)
+        raise MemoryError()
+    extra.headers = native
+    extra.timestamp_ms = timestamp_ms
+    extra.partition = partition
+    if waiter is not None:
+        Py_INCREF(waiter)
+        extra.waiter = <PyObject *>waiter
+        extra.gate = <PyObject *>gate
+    return extra
+
+
+cdef tuple _story_of(Slot *slot):
+    """(topic, value, key, KafkaError or None, outcome) of a message that has come back."""
+    owner = <object>slot.owner
+    topic = api.topic_name(slot.rkt).decode()
+    if slot.data == NULL:
+        value = None
+    elif isinstance(owner, bytes) and len(owner) == slot.size:
+        value = owner
+    else:
+        value = PyBytes_FromStringAndSize(slot.data, slot.size)
+    key = <object>slot.key if slot.key != NULL else None
+    if slot.err == 0:
+        return topic, value, key, None, "delivered"
+    possibly = slot.status == RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED
+    return topic, value, key, error_of(slot.err, None, NULL, False), POSSIBLY_DELIVERED if possibly else NOT_DELIVERED
+
+
+@cython.final
+cdef class DeliveryAccount:
+    """Counts what became of the messages of one sender: pending = produced - delivered - failed.
+
+    Arguments:
+        keep_failures: how many failed messages are kept for take_failures().
+        max_messages, max_bytes: bounds of what is pending; 0: none.
+        on_delivery: a callable that is told of every message, see Producer.attend().
+        announce: whether the producer's on_failure is told of failed messages.
+
+    `failures` keeps the first failed messages as (topic, value, key, KafkaError, outcome) tuples; outcome is
+    "not delivered" or "possibly delivered". Counts move when a thread collects what has come back: Producer.wait(),
+    Producer.serve(), a call that produces.
+    """
+
+    def __cinit__(self):
+        self.account = <Account *>calloc(1, sizeof(Account))
+        if self.account == NULL:
+            raise MemoryError()
+        self.account.owner = <void *>self
+
+    def __init__(self, Py_ssize_t keep_failures=10, *, Py_ssize_t max_messages=0, Py_ssize_t max_bytes=0,
+                 on_delivery=None, bint announce=False):
+        self.keep_failures = keep_failures
+        self.announce = announce
+        self.account.max_messages = max_messages or (1 << 62)
+        self.account.max_bytes = max_bytes or (1 << 62)
+        self.failures = []
+        self.reports = []
+        self.on_delivery = on_delivery
+
+    def __dealloc__(self):
+        cdef Account *account = self.account
+        if account == NULL:
+            return
+        account.owner = NULL
+        if account.produced == account.delivered + account.failed:
+            free(account)  # otherwise with its last message
+
+    cdef void _told(self, Slot *slot) noexcept:
+        """A message has come back that failed, or that on_delivery is to be told of."""
+        cdef tuple story
+        try:
+            story = _story_of(slot)
+            if slot.err != 0 and len(self.failures) < self.keep_failures:
+                self.failures.append(story)
+            if self.on_delivery is not None:
+                self.reports.append(story)
+        except Exception as error:  # no memory, most likely: it is still counted
+            warnings.warn(f"a message that came back could not be kept: {error}", RuntimeWarning, stacklevel=1)
+
+    cdef tuple _take_reports(self):
+        reports, self.reports = self.reports, []
+        return self.on_delivery, reports
+
+    @property
+    def produced(self):
+        """Messages taken so far."""
+        return self.account.produced
+
+    @property
+    def delivered(self):
+        """Messages that the broker has acknowledged."""
+        return self.account.delivered
+
+    @property
+    def failed(self):
+        """Messages that were not delivered, or only possibly."""
+        return self.account.failed
+
+    @property
+    def untaken(self):
+        """Failed messages that take_failures() has not handed out yet."""
+        return self.account.failed - self.taken
+
+    @property
+    def pending(self):
+        """Messages whose fate is not known yet."""
+        return self.account.produced - self.account.delivered - self.account.failed
+
+    @property
+    def pending_bytes(self):
+        """Size of their values and keys."""
+        return self.account.held_bytes
+
+    def take_failures(self):
+        """(number of failed messages, the kept ones) since the last call."""
+        global untold
+        cdef int64_t count = self.account.failed - self.taken
+        kept = self.failures
+        self.taken = self.account.failed
+        self.failures = []
+        untold -= count
+        return count, kept
+
+
+def untold_failures():
+    """Messages of this process that were not delivered and that no take_failures() has handed out."""
+    return untold
+
+
+@cython.final
+cdef class Topic:
+    """A topic of one producer. Owns librdkafka's handle, which the producer's close() destroys."""
+
+
+@cython.final
+cdef class LoopGate:
+    """Brings acknowledgements into an event loop: the futures of messages that have come back are settled there.
+
+    The sender thread writes to the gate's pipe, once until the loop has heeded it. Made and heeded in the loop's thread;
+    collect() adds to `done` in any thread. Messages refer to their gate without owning it: the producer keeps it.
+    """
+
+    cdef void _shut(self) noexcept:
+        """End it, in any thread: the loop settles what is left and gives the pipe back."""
+        if self.native == NULL:
+            return
+        set_loop(self.producer.sender, self.native, -1)
+        self.native = NULL
+        try:
+            self.loop.call_soon_threadsafe(self._leave)
+        except RuntimeError:  # the loop is closed
+            self._close_pipe()
+
+    def _leave(self):
+        self.loop.remove_reader(self.read_fd)
+        self._close_pipe()
+        self._settle()
+
+    def _close_pipe(self):
+        os.close(self.read_fd)
+        os.close(self.write_fd)
+
+    def heed(self):
+        """Settle the futures of what has come back; called by the loop when the pipe is readable."""
+        try:
+            os.read(self.read_fd, 4096)
+        except BlockingIOError:
+            pass
+        if self.native != NULL:
+            self.native.armed = 1  # before collecting: what comes back from here on writes again
+            self.producer.collect(ALL)
+        self._settle()
+
+    def _settle(self):
+        cdef list done
+        done, self.done = self.done, []
+        for future, story in done:
+            if future.done():
+                continue  # given up
+            if story is None:
+                future.set_result(None)
+            else:
+                future.set_exception(errors.delivery_error(1, [story]))
+
+
 @cython.no_gc_clear
 cdef class Producer(Client):
-    """A Kafka producer.
+    """A Kafka producer with its sender thread.
 
     Arguments:
         options: librdkafka settings, str to str; log queue and delivery events are set here.
-        on_event: called with each tuple of Client._serve (errors, logs, statistics, token requests), in whichever
-            thread served the producer.
+        on_event: called with each tuple of Client._serve (errors, logs, statistics, token requests): in the thread that
+            calls attend(), or, as long as nobody does, in those that call serve() and wait().
+
+    Two more attributes may be set to callables: `on_topic(name)`, called when a topic is used for the first time, by
+    the thread that uses it, and `on_failure(count, story)`, called by attend() for messages that failed of accounts
+    with `announce`; the story of the first is (topic, value, key, KafkaError, outcome).
     """
 
     def __cinit__(self):
         self.kind = "producer"
+        self.sender = NULL
+        self.topics = {}
+        self.gates = []
+        self.reporting = []
 
     def __init__(self, dict options not None, on_event=None):
         cdef rd_kafka_conf_t *conf
         if self.handle is not None:
             raise errors.UsageError("a Producer can't be initialized twice")
         self.on_event = on_event
+        self.on_topic = None
+        self.on_failure = None
         conf = new_conf({**options, "log.queue": "true"})
         api.conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_LOG | RD_KAFKA_EVENT_ERROR | RD_KAFKA_EVENT_STATS
                             | RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH)
         self._start(RD_KAFKA_PRODUCER, conf)
+        self.sender = new_sender()
+        if self.sender == NULL:
+            raise MemoryError()
+        self.linger_ms = int(float(options.get("linger.ms", "5")))
+        self.sender.eager = self.linger_ms == 0
+        self.sender.max_message_bytes = int(options.get("message.max.bytes", "1000000"))
+        self.sender.rk = self.handle.rk
+        self.sender.queue = self.main_queue
+        if start_thread(self.sender, _send) != 0:
+            raise errors.KevenError("the operating system refuses another thread: the sender thread can't be started")
 
     def __dealloc__(self):
-        if not self.closed and self.handle is not None and not self.handle.forked():
+        if self.handle is None or self.handle.forked():
+            return
+        if not self.closed:
             warnings.warn("unclosed producer: call close()", ResourceWarning, stacklevel=1)
-        if self.handle is not None and not self.handle.forked():
-            if not self.closed:
-                self._release_pending()
+            self._halt()
             self._drop_queues()
+        if self.sender != NULL:
+            free_sender(self.sender)
 
-    cdef void _release_pending(self) noexcept:
-        """Take back what is on its way, for a producer that was never closed: its values are ours to release."""
-        cdef rd_kafka_event_t *event
-        cdef rd_kafka_t *rk = self.handle.rk
-        with nogil:
-            api.purge(rk, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT)
-        while api.outq_len(rk) > 0:
-            with nogil:
-                event = api.queue_poll(self.main_queue, 20)
-            if event == NULL:
-                continue
-            if api.event_type(event) == RD_KAFKA_EVENT_DR:
-                try:
-                    self._on_deliveries(event)
-                except Exception:
-                    pass  # a destructor has nobody to tell
-            api.event_destroy(event)
+    cdef rd_kafka_event_t *_next_event(self) noexcept:
+        return <rd_kafka_event_t *>queue_pop(&self.sender.events) if queue_ready(&self.sender.events) else NULL
 
-    def produce(self, str topic not None, bytes value, DeliveryAccount account not None, *, bytes key=None,
-                headers=None, int partition=-1, long long timestamp_ms=0, int timeout_ms=0):
-        """Hand one message to librdkafka, without a copy.
-
-        When its queue is full, waits up to `timeout_ms` with the GIL released and then raises QueueFullError.
-        `value` None is a tombstone. Raises MessageTooLargeError, UnknownTopicError, KafkaError; nothing is queued then.
-        """
-        cdef rd_kafka_vu_t vus[7]
-        cdef size_t count = 0
-        cdef Py_ssize_t size
-        cdef rd_kafka_t *rk = self._rk()
-        cdef rd_kafka_headers_t *native = NULL
-        cdef rd_kafka_error_t *error
-        cdef Shipment *shipment
-        cdef int code
-        memset(vus, 0, sizeof(vus))
-        vus[0].vtype = RD_KAFKA_VTYPE_TOPIC
-        vus[0].u.cstr = PyUnicode_AsUTF8AndSize(topic, &size)
-        vus[1].vtype = RD_KAFKA_VTYPE_PARTITION
-        vus[1].u.i32 = partition
-        count = 2
-        if value is not None:
-            vus[count].vtype = RD_KAFKA_VTYPE_VALUE
-            vus[count].u.mem.ptr = PyBytes_AS_STRING(value)
-            vus[count].u.mem.size = PyBytes_GET_SIZE(value)
-            count += 1
-        if key is not None:
-            vus[count].vtype = RD_KAFKA_VTYPE_KEY
-            vus[count].u.mem.ptr = PyBytes_AS_STRING(key)
-            vus[count].u.mem.size = PyBytes_GET_SIZE(key)
-            count += 1
-        if timestamp_ms > 0:
-            vus[count].vtype = RD_KAFKA_VTYPE_TIMESTAMP
-            vus[count].u.i64 = timestamp_ms
-            count += 1
-        shipment = <Shipment *>malloc(sizeof(Shipment))
-        if shipment == NULL:
-            raise MemoryError()
-        alive.deliveries += 1
-        Py_INCREF(value)
-        Py_INCREF(key)
-        Py_INCREF(account)
-        shipment.value = <PyObject *>value
-        shipment.key = <PyObject *>key
-        shipment.account = <PyObject *>account
-        vus[count].vtype = RD_KAFKA_VTYPE_OPAQUE
-        vus[count].u.ptr = shipment
-        count += 1
-        deadline = time.monotonic() + timeout_ms / 1000
-        # Counted before the GIL is released: its report can be served by another thread before produceva returns.
-        account.produced += 1
-        try:
-            if headers:
-                native = _new_headers(headers)
-                vus[count].vtype = RD_KAFKA_VTYPE_HEADERS
-                vus[count].u.headers = native
-                count += 1
-            while True:
-                self._rk()
-                self.handle.calls += 1
-                with nogil:
-                    error = api.produceva(rk, vus, count)
-                self.handle.calls -= 1
-                if error == NULL:
-                    break
-                code = api.error_code(error)
-                if code != RD_KAFKA_RESP_ERR__QUEUE_FULL:
-                    if code == 10:  # MSG_SIZE_TOO_LARGE
-                        api.error_destroy(error)
-                        raise errors.MessageTooLargeError(
-                            f"a message of {len(value)} bytes for {topic} is larger than message.max.bytes allows; "
-                            f"raise KEVEN_MAX_MESSAGE_BYTES and the topic's max.message.bytes, or send less")
-                    raise error_of_object(error, f"a message for {topic} was refused")
-                api.error_destroy(error)
-                if time.monotonic() >= deadline:
-                    raise errors.QueueFullError(
-                        f"the send queue stayed full for {timeout_ms} ms; the message for {topic} was not queued")
-                self.serve(50)
-        except BaseException:
-            # rdkafka.h, rd_kafka_produceva: on error the message and its headers stay the caller's.
-            if native != NULL:
-                api.headers_destroy(native)
-            account.produced -= 1
-            _free_shipment(shipment)
-            raise
-
-    cdef int _on_deliveries(self, rd_kafka_event_t *event) except -1:
-        cdef const rd_kafka_message_t *messages[256]
-        cdef size_t n, i
-        while True:
-            n = api.event_message_array(event, messages, 256)
-            for i in range(n):
-                self._report(messages[i])
-            if n < 256:
-                return 0
-
-    cdef int _report(self, const rd_kafka_message_t *message) except -1:
-        cdef Shipment *shipment = <Shipment *>message._private
-        cdef DeliveryAccount account = <DeliveryAccount>shipment.account
-        if message.err == 0:
-            account.delivered += 1
-        else:
-            account.failed += 1
-            if len(account.failures) < account.keep_failures:
-                topic = api.topic_name(message.rkt).decode()
-                possibly = api.message_status(message) == RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED
-                account.failures.append((
-                    topic, <object>shipment.value, <object>shipment.key,
-                    error_of(message.err, topic, NULL, False),
-                    POSSIBLY_DELIVERED if possibly else NOT_DELIVERED))
-        _free_shipment(shipment)
-        return 0
-
-    def serve(self, int timeout_ms=0):
-        """Account delivery reports and pass on events; waits up to `timeout_ms` for the first, GIL released."""
-        self._rk()
-        self.handle.calls += 1
-        try:
-            events = self._serve()
-            if events is None and timeout_ms:
-                self._wait(timeout_ms)
-                events = self._serve()
-        finally:
-            self.handle.calls -= 1
+    cdef void _pass_events(self) except *:
+        events = self._serve()
         if events is not None and self.on_event is not None:
             for event in events:
                 self.on_event(event)
 
+    # --- out ----------------------------------------------------------------------------------------------------------
+
+    cdef Topic topic(self, str name):
+        """The handle of a topic, made at its first use."""
+        cdef Topic topic = self.topics.get(name)
+        cdef rd_kafka_t *rk
+        cdef bytes encoded
+        cdef const char *text
+        if topic is None:
+            rk = self._rk()
+            encoded = name.encode()
+            text = encoded
+            topic = Topic.__new__(Topic)
+            topic.name = name
+            with nogil:
+                topic.rkt = api.topic_new(rk, text, NULL)
+            if topic.rkt == NULL:
+                raise error_of(api.last_error(), f"topic {name!r:.260}", NULL, False)
+            # setdefault: another thread may have made it while this one had no GIL.
+            made = self.topics.setdefault(name, topic)
+            if made is not topic:
+                with nogil:
+                    api.topic_destroy(topic.rkt)
+                topic = made
+            elif self.on_topic is not None:
+                self.on_topic(name)
+        return topic
+
+    cdef int append(self, Account *account, Account *scope, rd_kafka_topic_t *rkt, object owner, const char *data,
+                    Py_ssize_t size, object key, Extra *extra) except -1:
+        """Queue one message. Takes references to `owner` and `key` (bytes or None), and `extra` over, also on error."""
+        cdef Sender *sender = self.sender
+        cdef Slot *slot = take_slot(sender)
+        if slot == NULL or queue_push(&sender.outbox, slot) != 0:
+            if slot != NULL:
+                free_slot(sender, slot)
+            _free_extra(extra)
+            raise MemoryError()
+        Py_INCREF(owner)
+        slot.owner = <PyObject *>owner
+        slot.data = data
+        slot.size = <uint32_t>size
+        slot.err = 0
+        slot.status = 0
+        slot.rkt = rkt
+        slot.account = account
+        slot.scope = scope
+        slot.extra = extra
+        slot.key = NULL
+        if key is not None:
+            Py_INCREF(key)
+            slot.key = <PyObject *>key
+            size += PyBytes_GET_SIZE(key)
+        account.produced += 1
+        account.held_bytes += size
+        if scope != NULL:
+            scope.produced += 1
+        sender.held += 1
+        alive.deliveries += 1
+        queue_publish(&sender.outbox)
+        if sender.eager:
+            fence()
+        if sender.asleep:
+            sender.asleep = 0
+            api.queue_yield(sender.queue)
+        return 0
+
+    cdef bint has_room(self, Account *account, Py_ssize_t size) noexcept:
+        """Whether an account's bounds allow another message. One that is larger than the bound may be alone."""
+        cdef int64_t pending = account.produced - account.delivered - account.failed
+        return pending < account.max_messages and (pending == 0 or account.held_bytes + size <= account.max_bytes)
+
+    cdef bint wait_for_room(self, Account *account, Py_ssize_t size, double timeout_s) except -1:
+        """Wait, GIL released, until the bounds of an account allow another message; false: not in time."""
+        cdef uint64_t seen
+        deadline = time.monotonic() + timeout_s
+        while True:
+            seen = self.sender.moves
+            self.collect(ALL)
+            if self.has_room(account, size):
+                return True
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            self._await_moves(seen, left_s)
+
+    def _await_moves(self, uint64_t seen, double left_s):
+        """Wait for messages to come back, for a slice at most; then signals and, without an attendant, events."""
+        cdef long slice_ms = min(SLICE_MS, <long>(left_s * 1000) + 1)
+        self._rk()
+        self.handle.calls += 1
+        with nogil:
+            await_moves(self.sender, seen, slice_ms)
+        self.handle.calls -= 1
+        PyErr_CheckSignals()
+        self._rk()
+        if not self.attended:
+            self._pass_events()
+
+    def produce(self, str topic not None, bytes value, DeliveryAccount account not None, *, bytes key=None,
+                headers=None, int partition=-1, long long timestamp_ms=0, int timeout_ms=0):
+        """Queue one message, without a copy; the sender thread hands it to librdkafka.
+
+        When the account's bounds are reached, waits up to `timeout_ms` with the GIL released and then raises
+        QueueFullError. `value` None is a tombstone. Raises MessageTooLargeError, UsageError; nothing is queued then.
+        What the broker or librdkafka refuses later is counted as failed.
+        """
+        cdef Py_ssize_t size = 0 if value is None else PyBytes_GET_SIZE(value)
+        cdef Py_ssize_t key_size = 0 if key is None else PyBytes_GET_SIZE(key)
+        cdef Extra *extra = NULL
+        cdef Topic handle
+        self._rk()
+        self.check_size(topic, size + key_size)
+        handle = self.topic(topic)
+        if not self.has_room(account.account, size) and not self.wait_for_room(account.account, size,
+                                                                               timeout_ms / 1000):
+            raise errors.QueueFullError(
+                f"the send queue stayed full for {timeout_ms} ms; the message for {topic} was not queued")
+        if headers or timestamp_ms > 0 or partition >= 0:
+            extra = new_extra(headers, timestamp_ms, partition, None, None)
+        self.append(account.account, NULL, handle.rkt, value, NULL if value is None else PyBytes_AS_STRING(value), size,
+                    key, extra)
+        self.collect(RUN)
+
+    def check_size(self, str topic, Py_ssize_t size):
+        """Raise MessageTooLargeError when value and key are together larger than message.max.bytes."""
+        if size > self.sender.max_message_bytes:
+            raise errors.MessageTooLargeError(
+                f"a message of {size} bytes for {topic} is larger than message.max.bytes allows "
+                f"({self.sender.max_message_bytes}); raise KEVEN_MAX_MESSAGE_BYTES and the topic's max.message.bytes, "
+                f"or send less")
+
+    # --- back ---------------------------------------------------------------------------------------------------------
+
+    cdef void collect(self, Py_ssize_t limit) noexcept:
+        """Release, count and tell of up to `limit` messages that have come back. Needs the GIL, never waits.
+
+        What is released may run a destructor, which may log: each message is off the queue before it is released.
+        """
+        cdef Sender *sender = self.sender
+        cdef uint64_t ready
+        cdef Slot *ahead
+        while limit > 0:
+            ready = queue_ready(&sender.returned)
+            if ready == 0:
+                return
+            if ready > 8:
+                # Slots, and what they own, were last in the cache when they were sent.
+                ahead = <Slot *>queue_peek(&sender.returned, 8)
+                if ahead != NULL:
+                    keven_prefetch(ahead)
+                ahead = <Slot *>queue_peek(&sender.returned, 4)
+                if ahead != NULL:
+                    keven_prefetch(ahead.owner)
+            self._take_back(<Slot *>queue_pop(&sender.returned))
+            limit -= 1
+
+    cdef void _take_back(self, Slot *slot) noexcept:
+        global untold
+        cdef Account *account = slot.account
+        cdef Account *scope = slot.scope
+        cdef Extra *extra = slot.extra
+        cdef PyObject *owner = slot.owner
+        cdef PyObject *key = slot.key
+        cdef DeliveryAccount counted
+        cdef LoopGate gate
+        account.held_bytes -= slot.size
+        if key != NULL:
+            account.held_bytes -= PyBytes_GET_SIZE(<object>key)
+        if slot.err != 0 and scope != NULL and scope.owner != NULL:
+            (<DeliveryAccount>scope.owner)._told(slot)
+        if account.owner != NULL and (slot.err != 0 or (<DeliveryAccount>account.owner).on_delivery is not None):
+            counted = <DeliveryAccount>account.owner
+            counted._told(slot)
+            if counted.on_delivery is not None and counted not in self.reporting:
+                self.reporting.append(counted)
+            if counted.announce and slot.err != 0:
+                if self.announced == 0:
+                    self.first_failure = _story_of(slot)
+                self.announced += 1
+        if extra != NULL and extra.waiter != NULL:
+            try:
+                gate = <LoopGate>extra.gate
+                gate.done.append((<object>extra.waiter, None if slot.err == 0 else _story_of(slot)))
+                if gate.native != NULL:
+                    wake_loop(gate.native)
+            except Exception as error:
+                warnings.warn(f"a waiting task could not be told: {error}", RuntimeWarning, stacklevel=1)
+        if slot.err == 0:
+            account.delivered += 1
+            if scope != NULL:
+                scope.delivered += 1
+        else:
+            account.failed += 1
+            if scope != NULL:
+                scope.failed += 1
+            if account.owner != NULL:
+                untold += 1
+        if account.owner == NULL and account.produced == account.delivered + account.failed:
+            free(account)
+        if scope != NULL and scope.owner == NULL and scope.produced == scope.delivered + scope.failed:
+            free(scope)
+        self.sender.held -= 1
+        alive.deliveries -= 1
+        free_slot(self.sender, slot)
+        _free_extra(extra)
+        Py_XDECREF(key)
+        Py_XDECREF(owner)
+
+    def serve(self, int timeout_ms=0):
+        """Collect what has come back and pass on events; waits up to `timeout_ms` for messages, GIL released."""
+        cdef uint64_t seen
+        self._rk()
+        seen = self.sender.moves
+        self.collect(ALL)
+        if timeout_ms and self.sender.held:
+            self._await_moves(seen, timeout_ms / 1000)
+            self.collect(ALL)
+        if not self.attended:
+            self._pass_events()
+
     def wait(self, DeliveryAccount account not None, double timeout_s):
         """Wait until nothing of `account` is pending; returns whether that was so within `timeout_s`, GIL released.
 
-        In slices of 50 ms at most: another thread may have taken the very report that this one waits for.
+        Signal handlers run meanwhile. Raises what on_event raises.
         """
+        cdef uint64_t seen
+        cdef rd_kafka_t *rk = self._rk()
         deadline = time.monotonic() + timeout_s
-        self.serve(0)
-        while account.produced - account.delivered - account.failed > 0:
-            left = deadline - time.monotonic()
-            if left <= 0:
+        while True:
+            self._rk()
+            seen = self.sender.moves
+            self.collect(ALL)
+            if account.pending == 0:
+                return True
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
                 return False
-            self.serve(min(50, int(left * 1000) + 1))
-        return True
+            if self.linger_ms > SLICE_MS:
+                # Nobody wants to wait for a fuller batch now.
+                self.handle.calls += 1
+                with nogil:
+                    api.flush(rk, 1)
+                self.handle.calls -= 1
+            self._await_moves(seen, left_s)
+
+    def attend(self, int timeout_ms):
+        """What the attendant does, again and again: wait for something to heed, GIL released, and heed it.
+
+        Passes on events, and tells each account's on_delivery of its messages, as a list of (topic, value, key,
+        KafkaError or None, outcome) tuples. Called by one thread, in a loop, until close(); once it was called, other
+        threads leave events to it. Returns whether messages are still under way.
+        """
+        cdef bint called
+        self._rk()
+        self.attended = True
+        self.handle.calls += 1
+        with nogil:
+            called = await_call(self.sender, timeout_ms)
+        self.handle.calls -= 1
+        self._rk()
+        if called or self.seen_pushed == queue_pushed(&self.sender.outbox):
+            self.collect(ALL)  # while the application logs, it collects by itself
+        self.seen_pushed = queue_pushed(&self.sender.outbox)
+        self._pass_events()
+        self._report_deliveries()
+        return self.sender.held > 0
+
+    def _report_deliveries(self):
+        cdef DeliveryAccount account
+        if self.announced:
+            count, story = self.announced, self.first_failure
+            self.announced = 0
+            self.first_failure = None
+            if self.on_failure is not None:
+                self.on_failure(count, story)
+        while self.reporting:
+            account = self.reporting.pop(0)
+            on_delivery, reports = account._take_reports()
+            if reports:
+                on_delivery(reports)
+
+    def call_attendant(self):
+        """Have attend() return soon. From any thread."""
+        self._rk()
+        call_attendant(self.sender)
+
+    def watch(self):
+        """Have the attendant called for every message that comes back, not only for those that failed."""
+        self.sender.watched = 1
+
+    @property
+    def fatal(self):
+        """Whether librdkafka can't go on: the producer has to be replaced by a new one."""
+        return not self.closed and self.sender.ended != 0
 
     @property
     def queued(self):
-        """Messages and requests in librdkafka's queues, delivery reports not yet served included."""
-        return api.outq_len(self._rk())
+        """Messages that have not come back."""
+        self._rk()
+        return self.sender.held
+
+    cdef LoopGate gate_of(self, object loop):
+        """The gate into an event loop; called in its thread."""
+        cdef LoopGate gate
+        for gate in self.gates:
+            if gate.loop is loop:
+                return gate
+        for gate in self.gates:
+            if gate.loop.is_closed():
+                gate._shut()
+        if self.sender.held == 0:
+            self.gates = [gate for gate in self.gates if gate.native != NULL]
+        gate = LoopGate.__new__(LoopGate)
+        gate.native = <Loop *>calloc(1, sizeof(Loop))
+        if gate.native == NULL:
+            raise MemoryError()
+        gate.producer = self
+        gate.loop = loop
+        gate.done = []
+        gate.read_fd, gate.write_fd = os.pipe()
+        os.set_blocking(gate.read_fd, False)
+        os.set_blocking(gate.write_fd, False)
+        gate.native.fd = gate.write_fd
+        gate.native.armed = 1
+        gate.native.next = self.sender.loops
+        self.sender.loops = gate.native
+        self.gates.append(gate)
+        loop.add_reader(gate.read_fd, gate.heed)
+        return gate
+
+    # --- end ----------------------------------------------------------------------------------------------------------
 
     def close(self, int timeout_ms=10_000):
         """Send what is pending, at most `timeout_ms`, then free everything; returns how many messages were not sent.
 
         Those are reported as failed to their accounts. Blocks, GIL released. May be called twice.
         """
-        cdef rd_kafka_t *rk
         cdef int left
         if self.closed:
             return 0
-        rk = self._rk()
+        self._rk()
         deadline = time.monotonic() + timeout_ms / 1000
-        while api.outq_len(rk) > 0 and time.monotonic() < deadline:
-            with nogil:
-                api.flush(rk, 0)
-            self.serve(50)
-            PyErr_CheckSignals()
+        self._await_all(deadline)
         # From here on every call of another thread is refused; those under way end by themselves within their slice.
         self.closed = True
+        self.sender.ended = 1
+        call_attendant(self.sender)
         while self.handle.calls:
             with nogil:
                 usleep(200)
-        left = api.outq_len(rk)
-        if left:
-            with nogil:
-                api.purge(rk, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT)
-            while api.outq_len(rk) > 0:
-                if self._serve() is None:
-                    self._wait(20)
+        left = self._halt()
         self._drop_queues()
         self.handle.destroy(max(1000, int((deadline - time.monotonic()) * 1000)))
-        self.handle = None
+        self._report_deliveries()
         return left
+
+    cdef int _await_all(self, double deadline) except -1:
+        cdef rd_kafka_t *rk = self._rk()
+        cdef uint64_t seen
+        while True:
+            seen = self.sender.moves
+            self.collect(ALL)
+            left_s = deadline - time.monotonic()
+            if self.sender.held == 0 or left_s <= 0:
+                return 0
+            with nogil:
+                api.flush(rk, 0)
+            self._await_moves(seen, left_s)
+
+    cdef int _halt(self) noexcept:
+        """End the sender thread, take back what was not sent, and let go of topics and gates; how many there were."""
+        cdef Sender *sender = self.sender
+        cdef LoopGate gate
+        cdef Topic topic
+        cdef int left
+        if sender == NULL:
+            return 0
+        with nogil:
+            sender.stop = 1
+            api.queue_yield(sender.queue)
+            join_thread(sender)
+        self.collect(ALL)
+        left = sender.held
+        # What was handed over comes back by its delivery reports, purged.
+        while sender.held:
+            with nogil:
+                api.purge(sender.rk, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT)
+                _take_reports(sender, 20)
+            self.collect(ALL)
+        try:
+            self._pass_events()
+        except Exception as error:
+            warnings.warn(f"an event of a producer that ends: {error}", RuntimeWarning, stacklevel=1)
+        for topic in self.topics.values():
+            with nogil:
+                api.topic_destroy(topic.rkt)
+        self.topics.clear()
+        for gate in self.gates:
+            gate._shut()
+        return left
+
+
+cdef void _free_extra(Extra *extra) noexcept:
+    if extra == NULL:
+        return
+    if extra.headers != NULL:
+        api.headers_destroy(extra.headers)
+    Py_XDECREF(extra.waiter)
+    free(extra)

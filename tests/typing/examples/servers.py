@@ -73,7 +73,7 @@ try:
 except CommitError as error:
     reveal_type(error.offsets)  # R: list[tuple[str, int, int]]
 except DeliveryError as error:
-    reveal_type(error.failures)  # R: list[tuple[str, str]]
+    reveal_type(error.failures)  # R: list[FailedMessage]
 except KafkaError as error:
     reveal_type(error.code)  # R: int
 

@@ -1,0 +1,344 @@
+"""What KafkaLogger and KafkaBatchLogger inherit: log(), which takes a message in about a tenth of a microsecond.
+
+Threads: log() and submit() may be called from any thread; they hold the GIL but while they wait for room.
+Ownership: a logger refers to its producer and its DeliveryAccount; messages on their way belong to the producer.
+"""
+
+cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t
+
+from keven_core._native.handle cimport fork_generation
+from keven_core._native.outbox cimport Account, Extra, Sender
+from keven_core._native.producer cimport DeliveryAccount, LoopGate, Producer, Topic, new_extra
+from rdkafka cimport *
+
+from contextvars import ContextVar
+
+from keven_core.kafka import errors
+from keven_core.kafka.topics import check_topic
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+
+cdef enum:
+    # A call of log() in this many releases up to COLLECTED messages that have come back.
+    COLLECT_EVERY = 64
+    COLLECTED = 128
+    ALL = 0x7FFFFFFF
+
+# The scope of the handler that runs, looked at only while one is entered anywhere in the process: reading a context
+# variable costs as much as half a log().
+_scope = ContextVar("keven_core.handler_scope", default=None)
+cdef int scopes = 0
+
+
+@cython.final
+cdef class HandlerScope:
+    """Knows what the handlers of one server, or of one dispatch(), write with any logger.
+
+    Made and entered by whoever runs handlers; found by log() through a context variable, also in the threads and tasks
+    that a handler starts with its context.
+
+    Arguments:
+        capture: messages go into `captured`, as (topic, value, key, headers) tuples, instead of to Kafka.
+
+    `account` counts what was written since the last take().
+    """
+
+    def __init__(self, *, bint capture=False):
+        self.captured = [] if capture else None
+        self.account = DeliveryAccount()
+        self.producers = []
+
+    def enter(self):
+        """Have log() look for scopes; returns the token for leave(). Sets the context variable of this context."""
+        global scopes
+        scopes += 1
+        return _scope.set(self)
+
+    def leave(self, token=None):
+        """End enter(); with its token the context variable is put back too."""
+        global scopes
+        scopes -= 1
+        if token is not None:
+            _scope.reset(token)
+
+    def take(self):
+        """The account of what was written so far; what follows is counted in a new one."""
+        account, self.account = self.account, DeliveryAccount()
+        return account
+
+    def collect(self):
+        """Bring the counts of all accounts up to date, without waiting."""
+        cdef Producer client
+        for client in list(self.producers):
+            if client.closed:
+                self.producers.remove(client)
+            else:
+                client.collect(ALL)
+
+    def wait(self, DeliveryAccount account not None, double timeout_s):
+        """Wait until nothing of an account of this scope is pending; whether that was so in time. GIL released."""
+        import time
+
+        deadline = time.monotonic() + timeout_s
+        while True:
+            self.collect()
+            if account.pending == 0:
+                return True
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                return False
+            for client in list(self.producers):
+                (<Producer>client).wait(account, min(left_s, 0.1))
+
+    cdef int _uses(self, Producer client) except -1:
+        if client not in self.producers:
+            self.producers.append(client)
+        return 0
+
+
+cdef class NativeLogger:
+    """Base of the loggers, which are Python classes and give it what it asks for: _open(), _shape(), _encode_into().
+
+    Arguments of __init__: those of KafkaLogger and KafkaBatchLogger.
+    """
+
+    def __cinit__(self, *args, **kwargs):
+        self.shapes = {}
+        self.buffer = bytearray(1024)
+        self.generation = -1
+
+    @property
+    def topic(self):
+        """Where messages go that name no topic of their own; may be changed. None: there is no such topic."""
+        return self.default_topic
+
+    @topic.setter
+    def topic(self, value):
+        self.default_topic = None if value is None else check_topic(value)
+        self.sender = NULL  # the next log() looks the topic up
+
+    def log(self, data, topic=None, *, key=None, headers=None, timestamp_ms=None):
+        """Take one message; it is sent in the background.
+
+        Arguments:
+            data: bytes (not copied), bytearray, memoryview or str, sent as they are; or an event, or anything that
+                msgspec can encode. None is a tombstone and needs a key.
+            topic: None: the logger's; without one, an event goes to its own.
+            key: bytes or str; None: an event's own key.
+            headers: (name, value) pairs or a mapping; str to bytes or None.
+            timestamp_ms: milliseconds since the epoch; None: now.
+
+        From any thread. Blocks only while the queue is full (KEVEN_LOG_QUEUE_BYTES, KEVEN_LOG_QUEUE_MESSAGES), GIL
+        released, and raises QueueFullError after `timeout`. Raises UsageError, ConfigurationError (a topic's name),
+        MessageTooLargeError and ClosedError, before anything is queued. What the broker refuses is told by flush() and
+        on_delivery.
+        """
+        cdef Sender *sender = self.sender
+        cdef Account *account
+        cdef Py_ssize_t size
+        cdef int64_t pending
+        if (type(data) is bytes and sender != NULL and not sender.ended and self.generation == fork_generation
+                and topic is None and key is None and headers is None and timestamp_ms is None and scopes == 0):
+            account = self.account
+            size = PyBytes_GET_SIZE(data)
+            pending = account.produced - account.delivered - account.failed
+            if (size <= sender.max_message_bytes and pending < account.max_messages
+                    and account.held_bytes + size <= account.max_bytes):
+                self.client.append(account, NULL, self.rkt, data, PyBytes_AS_STRING(data), size, None, NULL)
+                if account.produced % COLLECT_EVERY == 0:
+                    self.client.collect(COLLECTED)
+                return
+        self._take(data, topic, key, headers, timestamp_ms, None, None)
+
+    def submit(self, data, topic=None, *, key=None, headers=None, timestamp_ms=None, DeliveryAccount deliveries=None,
+               loop=None):
+        """log() for the loggers themselves: counted in `deliveries`; `loop`: returns a future of that loop.
+
+        Returns whether there is something to wait for: not when the message was captured, dropped or handed to a
+        stand-in. With a loop nothing is waited for: QueueFullError at once.
+        """
+        return self._take(data, topic, key, headers, timestamp_ms, deliveries, loop)
+
+    cdef int _connect(self) except -1:
+        """Have a producer: the shared one of this process, a new one after a fork or when librdkafka gave up."""
+        cdef Topic topic
+        if self.client is None or self.generation != fork_generation or self.client.sender.ended:
+            client, deliveries = self._open()
+            self.client = client
+            self.deliveries = deliveries
+            self.account = self.deliveries.account
+            self.generation = fork_generation
+            self.sender = NULL
+        if self.default_topic is not None:
+            topic = self.client.topic(self.default_topic)
+            self.rkt = topic.rkt
+            # With a stand-in or a store in between, every message takes the slow way.
+            if self.stand_in is None and not self.detour:
+                self.sender = self.client.sender
+        return 0
+
+    cdef object _take(self, object data, object topic, object key, object headers, object timestamp_ms,
+                      DeliveryAccount deliveries, object loop):
+        cdef HandlerScope handler = None
+        cdef const char *text = NULL
+        cdef Py_ssize_t size = 0
+        cdef Py_ssize_t key_size = 0
+        cdef Extra *extra = NULL
+        cdef Topic target
+        cdef object owner
+        cdef object future = True
+        cdef Py_buffer view
+        if self.closed:
+            raise errors.ClosedError("this logger is closed: make a new one")
+        if scopes:
+            handler = _scope.get()
+
+        # What: `owner` keeps the bytes alive that `text` points to.
+        if isinstance(data, bytes):
+            owner = data
+        elif isinstance(data, str):
+            owner = data
+            try:
+                text = PyUnicode_AsUTF8AndSize(data, &size)
+            except UnicodeEncodeError as error:
+                raise errors.UsageError(f"a message has to be valid Unicode text: {error}") from None
+        elif isinstance(data, (bytearray, memoryview)):
+            owner = data.obj if isinstance(data, memoryview) else None
+            if type(owner) is bytes and data.c_contiguous:
+                PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+                text, size = <const char *>view.buf, view.len
+                PyBuffer_Release(&view)
+            else:
+                owner = bytes(data)  # it may be changed once log() has returned
+        elif data is None:
+            owner = None
+            if key is None:
+                raise errors.UsageError("a message of None is a tombstone and needs a key: log(None, key=...)")
+        else:
+            own_topic, own_key, encode = self._shape_of(type(data))
+            owner = encode(data) if encode is not None else self._encoded(data)
+            if key is None and own_key is not None:
+                key = own_key(data)
+            if not topic and not self.default_topic and own_topic is not None:
+                topic = own_topic if isinstance(own_topic, str) else own_topic(data)
+        if text == NULL and owner is not None:
+            text, size = PyBytes_AS_STRING(owner), PyBytes_GET_SIZE(owner)
+
+        # Where.
+        if not topic:
+            topic = self.default_topic
+            if topic is None:
+                raise errors.UsageError("the message has no topic: give the logger one, or log(data, topic=...)")
+        if isinstance(key, str):
+            key = key.encode()
+        elif key is not None and type(key) is not bytes:
+            if not isinstance(key, bytes):
+                raise errors.UsageError(f"a key has to be bytes or str, not {type(key).__name__}")
+            key = bytes(key)
+        if key is not None:
+            key_size = PyBytes_GET_SIZE(key)
+        if timestamp_ms is not None and not (isinstance(timestamp_ms, int) and timestamp_ms > 0):
+            raise errors.UsageError(f"timestamp_ms has to be milliseconds since the epoch, not {timestamp_ms!r:.80}")
+        if (handler is not None and handler.captured is not None) or self.stand_in is not None:
+            return self._divert(handler, check_topic(topic), text, size, owner, key, headers, timestamp_ms)
+
+        self._connect()
+        target = self.client.topics.get(topic)
+        if target is None:
+            target = self.client.topic(check_topic(topic))
+        self.client.check_size(target.name, size + key_size)
+        if deliveries is None:
+            deliveries = self.deliveries
+        if self.detour and self._keep_back(target.name, _value_of(owner, text, size), key, headers, timestamp_ms):
+            return False
+        if not self.client.has_room(deliveries.account, size + key_size):
+            self.client.collect(ALL)
+            if not self.client.has_room(deliveries.account, size + key_size) and not self._overflow(
+                    deliveries, target.name, text, size, owner, key, headers, timestamp_ms, loop is not None):
+                return False
+        if loop is not None:
+            gate = self.client.gate_of(loop)
+            future = loop.create_future()
+            extra = new_extra(headers, timestamp_ms or 0, RD_KAFKA_PARTITION_UA, future, gate)
+        elif headers or timestamp_ms is not None:
+            extra = new_extra(headers, timestamp_ms or 0, RD_KAFKA_PARTITION_UA, None, None)
+        if handler is not None:
+            handler._uses(self.client)
+        self.client.append(deliveries.account, NULL if handler is None else handler.account.account, target.rkt, owner,
+                           text, size, key, extra)
+        if deliveries.account.produced % COLLECT_EVERY == 0:
+            self.client.collect(COLLECTED)
+        return future
+
+    cdef object _encoded(self, object data):
+        if self.busy:
+            return bytes(self._encode_into(data, bytearray()))  # by what encoding calls: a property that logs
+        self.busy = True
+        try:
+            self._encode_into(data, self.buffer)
+            return PyBytes_FromStringAndSize(PyByteArray_AS_STRING(self.buffer), PyByteArray_GET_SIZE(self.buffer))
+        finally:
+            self.busy = False
+            if PyByteArray_GET_SIZE(self.buffer) > 1 << 20:
+                self.buffer = bytearray(1024)
+
+    cdef tuple _shape_of(self, cls):
+        shape = self.shapes.get(cls)
+        if shape is None:
+            shape = self.shapes[cls] = self._shape(cls)
+        return shape
+
+    cdef object _divert(self, HandlerScope handler, str topic, const char *text, Py_ssize_t size, owner, key, headers,
+                        timestamp_ms):
+        value = _value_of(owner, text, size)
+        if handler is not None and handler.captured is not None:
+            pairs = headers.items() if hasattr(headers, "items") else headers or ()
+            handler.captured.append((topic, value, key, list(pairs)))
+        else:
+            self._stand_in_for(self.stand_in, topic, value, key, headers, timestamp_ms)
+        return False
+
+    cdef bint _overflow(self, DeliveryAccount deliveries, str topic, const char *text, Py_ssize_t size, owner, key,
+                        headers, timestamp_ms, bint at_once) except -1:
+        """The queue is full: wait, or do what was asked for; false: the message is not to be queued."""
+        if self.full is not None and deliveries is self.deliveries:
+            if callable(self.full):
+                self.full(_value_of(owner, text, size), topic)
+            self.dropped_count += 1
+            return False
+        timeout_s = 0 if at_once else self.timeout
+        if not self.client.wait_for_room(deliveries.account, size, timeout_s):
+            raise errors.QueueFullError(
+                f"the send queue stayed full for {timeout_s:g} s ({deliveries.pending} messages, "
+                f"{deliveries.pending_bytes} bytes; see KEVEN_LOG_QUEUE_MESSAGES and KEVEN_LOG_QUEUE_BYTES); the message "
+                f"for {topic} was not queued")
+        return True
+
+    def _end(self):
+        """Refuse further messages."""
+        self.closed = True
+        self.sender = NULL
+
+    def _configure(self, *, double timeout, full=None, stand_in=None, bint detour=False):
+        """Set what log() has to know: how long to wait for room, on_full, a stand-in for the producer, a store."""
+        self.timeout = timeout
+        self.full = full
+        self.stand_in = stand_in
+        self.detour = detour
+        self.sender = NULL
+
+    def _client(self):
+        """The producer of this process, if there is one."""
+        return self.client if self.generation == fork_generation else None
+
+
+cdef object _value_of(object owner, const char *text, Py_ssize_t size):
+    if owner is None or (isinstance(owner, bytes) and PyBytes_AS_STRING(owner) == text and len(owner) == size):
+        return owner
+    return PyBytes_FromStringAndSize(text, size)
