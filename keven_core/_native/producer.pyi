@@ -2,12 +2,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, final
 
 from keven_core._native.handle import Client, _ClientEvent
-from keven_core.kafka.errors import KafkaError
+from keven_core.kafka.errors import Delivery
 
 _Headers: TypeAlias = Sequence[tuple[str, bytes | None]] | Mapping[str, bytes | None]
-_Outcome: TypeAlias = Literal["not delivered", "possibly delivered"]
-_Failure: TypeAlias = tuple[str, bytes | None, bytes | None, KafkaError, _Outcome]
-_Story: TypeAlias = _Failure | tuple[str, bytes | None, bytes | None, None, Literal["delivered"]]
 
 NOT_DELIVERED: Literal["not delivered"]
 POSSIBLY_DELIVERED: Literal["possibly delivered"]
@@ -20,7 +17,8 @@ class DeliveryAccount:
         *,
         max_messages: int = 0,
         max_bytes: int = 0,
-        on_delivery: Callable[[list[_Story]], object] | None = None,
+        on_delivery: Callable[[list[Delivery]], object] | None = None,
+        only_failures: bool = False,
         announce: bool = False,
     ) -> None: ...
     @property
@@ -32,16 +30,16 @@ class DeliveryAccount:
     @property
     def untaken(self) -> int: ...
     @property
-    def failures(self) -> list[_Failure]: ...
+    def failures(self) -> list[Delivery]: ...
     @property
     def keep_failures(self) -> int: ...
     @property
-    def on_delivery(self) -> Callable[[list[_Story]], object] | None: ...
+    def on_delivery(self) -> Callable[[list[Delivery]], object] | None: ...
     @property
     def pending(self) -> int: ...
     @property
     def pending_bytes(self) -> int: ...
-    def take_failures(self) -> tuple[int, list[_Failure]]: ...
+    def take_failures(self) -> tuple[int, list[Delivery]]: ...
 
 @final
 class Topic:
@@ -55,7 +53,7 @@ class LoopGate:
 class Producer(Client):
     on_event: Callable[[_ClientEvent], object] | None
     on_topic: Callable[[str], object] | None
-    on_failure: Callable[[int, _Failure], object] | None
+    on_failure: Callable[[int, Delivery], object] | None
     def __init__(self, options: dict[str, str], on_event: Callable[[Any], object] | None = None) -> None: ...
     @property
     def attended(self) -> bool: ...

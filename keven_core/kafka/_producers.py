@@ -20,6 +20,7 @@ from keven_core.kafka.errors import (
     BrokerUnavailableError,
     ClosedError,
     ConfigurationError,
+    Delivery,
     KafkaError,
     KafkaTimeoutError,
     refused_credentials,
@@ -115,10 +116,11 @@ class SharedProducer:
             logger.warning("topic(s) %s could not be looked up or created: %s", ", ".join(topics), one_line(error))
         self._new_topics -= topics
 
-    def _on_failure(self, count: int, story: tuple[Any, ...]) -> None:
-        topic, _, _, error, outcome = story
-        if self._limiter.admit(f"failed {topic}") is not None:
-            logger.error("%d message(s) for %s were %s: %s", count, one_line(topic), outcome, one_line(error))
+    def _on_failure(self, count: int, first: Delivery) -> None:
+        if self._limiter.admit(f"failed {first.topic}") is not None:
+            logger.error(
+                "%d message(s) for %s were %s: %s", count, one_line(first.topic), first.outcome, one_line(first.error)
+            )
 
     def _on_event(self, event: tuple[Any, ...]) -> None:
         if event[0] == "log":
@@ -137,10 +139,14 @@ class SharedProducer:
                 logger.error("%s", one_line(error))
 
 
-def shared_producer(settings: Settings, address: str, linger_ms: int) -> SharedProducer:
-    """The producer of this process for these settings; a new one when librdkafka has given the last one up."""
-    options = settings.logger_options(address, linger_ms=linger_ms)
-    key = tuple(sorted(options.items()))
+def shared_producer(
+    settings: Settings, options: dict[str, str], address: str, *, owner: object = None
+) -> SharedProducer:
+    """The producer of this process for these options; a new one when librdkafka has given the last one up.
+
+    With an `owner` it is shared with nobody else.
+    """
+    key = (*sorted(options.items()), ("owner", str(id(owner) if owner is not None else "")))
     with _lock:
         producer = _producers.get(key)
         if producer is not None and producer.client.fatal:
@@ -153,7 +159,7 @@ def shared_producer(settings: Settings, address: str, linger_ms: int) -> SharedP
 
 
 def close_producers(address: str, timeout_ms: int = 1000) -> None:
-    """Close the producers of a cluster that is about to end; their loggers make new ones."""
+    """Close the producers of a cluster that is about to end; their loggers can't be used any more."""
     with _lock:
         keys = [key for key in _producers if ("bootstrap.servers", address) in key]
         closing = [_producers.pop(key) for key in keys]

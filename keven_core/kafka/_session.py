@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka import record as record_module
 from keven_core.kafka._drivers import FETCH, WORK, Call, Hook, Steps, Stopped, fulfil
+from keven_core.kafka._promises import Promises
 from keven_core.kafka.config import Settings
 from keven_core.kafka.deadletter import DeadLetterPublisher
 from keven_core.kafka.errors import (
@@ -32,7 +33,7 @@ from keven_core.kafka.errors import (
     ClosedError,
     CommitError,
     ConfigurationError,
-    DeadLetterError,
+    DeliveryError,
     ForkedProcessError,
     KafkaError,
     KafkaTimeoutError,
@@ -45,6 +46,7 @@ from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
 if TYPE_CHECKING:
     from keven_core._native.consumer import Consumer
     from keven_core._native.dispatch import DispatchTable
+    from keven_core._native.logger import HandlerScope
     from keven_core._native.message import Record
 
 __all__ = ["Plan", "Session", "StartPosition", "TopicPartition"]
@@ -115,6 +117,8 @@ class Session:
         self._limiter = RateLimiter(5, 10.0)
         self._slow_limiter = RateLimiter(1, 5.0)
         self._dead: DeadLetterPublisher | None = None
+        self._scope: HandlerScope | None = None
+        self._promises: Promises | None = None
         self._raise_after_batch: BaseException | None = None
         self._unstarted: set[tuple[str, int]] = set()
         self._starting: set[tuple[str, int]] = set()
@@ -203,12 +207,15 @@ class Session:
             except BaseException as error:
                 failure = failure or error
         self._ended = True
+        if self._scope is not None:
+            self._scope.leave()
         self._refuse_commands()
         if failure is not None:
             raise failure
 
     def _connect(self) -> None:
         from keven_core._native.consumer import Consumer
+        from keven_core._native.logger import HandlerScope
 
         plan = self.plan
         commit = plan.use_group and not plan.no_commit
@@ -225,6 +232,9 @@ class Session:
         # What on_start has set is seen by every handler; what a handler sets, by none but itself.
         self.base_context = contextvars.copy_context()
         self.base_context.run(record_module._source.set, self)
+        self._scope = HandlerScope()
+        self.base_context.run(self._scope.enter)
+        self._promises = Promises(self._scope)
         self.consumer = Consumer(
             options,
             plan.table,
@@ -332,6 +342,7 @@ class Session:
             if not count or now - self._last_attended > _ATTEND_S:
                 self._last_attended = now
                 self._attend()
+                self._keep_promises()
                 if self._unstarted:
                     yield from self._start_again()
                 if plan.timeout_s is not None and now - self._last_message > plan.timeout_s:
@@ -343,21 +354,53 @@ class Session:
         assert self.consumer is not None
         return self.consumer.in_hand > 0 and time.monotonic() < self._stopped_at + self._close_timeout_s / 2
 
-    def _settle(self, timeout_s: float) -> Generator[Any, Any, DeadLetterError | None]:
+    def _settle(self, timeout_s: float) -> Generator[Any, Any, KafkaError | None]:
         """Store the batch's offsets, once the copies of its failed records are confirmed; returns why they are not.
 
-        Without a confirmation the offset of each partition stays at its first failed record.
+        Without a confirmation the offset of each partition stays at its first failed record. What handlers have written
+        is not waited for: the offsets are stored when it has been acknowledged.
         """
-        consumer, dead = self.consumer, self._dead
+        consumer, dead, promises = self.consumer, self._dead, self._promises
         assert consumer is not None
         assert dead is not None
-        if not dead.unsettled():
-            consumer.finish_batch(True)
-            return None
-        yield from self._await_copies(dead, timeout_s)
-        failure = dead.failure() or dead.unanswered()
-        consumer.finish_batch(failure is None)
+        assert promises is not None
+        failure: KafkaError | None = None
+        if dead.unsettled():
+            yield from self._await_copies(dead, timeout_s)
+            failure = dead.failure() or dead.unanswered()
+        if not promises.made:
+            consumer.finish_batch(failure is None)
+            return failure
+        promises.add(consumer.finish_batch_unstored(failure is None))
+        if promises.too_many:
+            failure = failure or (yield from self._await_promises(timeout_s, all_of_them=False))
+        self._keep_promises()
         return failure
+
+    def _keep_promises(self) -> None:
+        """Store the offsets of batches whose handlers' messages have been acknowledged. Raises DeliveryError."""
+        assert self.consumer is not None
+        if self._promises is not None and self._promises.made:
+            self.consumer.store(self._promises.due())
+
+    def _await_promises(self, timeout_s: float, *, all_of_them: bool) -> Generator[Any, Any, KafkaError | None]:
+        """Wait until the oldest batch, or all, can be stored, and store them; returns why that is not so."""
+        promises = self._promises
+        assert promises is not None
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._keep_promises()
+            while promises.too_many or (all_of_them and promises.unkept()):
+                now = time.monotonic()
+                if self.stopping:
+                    deadline = min(deadline, now + self._close_timeout_s)
+                if now >= deadline:
+                    return promises.unkept()
+                yield Call(lambda: promises.wait(0.1))
+                self._keep_promises()
+        except DeliveryError as error:
+            return error
+        return None
 
     def _await_copies(self, dead: DeadLetterPublisher, timeout_s: float) -> Steps:
         deadline = time.monotonic() + timeout_s
@@ -382,10 +425,15 @@ class Session:
             elif kind == "revoke":
                 logger.info("%s: %s", "lost" if detail else "revoked", _names(partitions))
                 if not detail:
+                    late = yield from self._await_promises(self._close_timeout_s, all_of_them=True)
+                    if late is not None:
+                        logger.warning("at revocation: %s", one_line(late, 1000))
                     try:
                         yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
                     except CommitError as error:
                         logger.warning("at revocation: %s", one_line(error, 1000))
+                if self._promises is not None:
+                    self._promises.drop(entry[:2] for entry in partitions)
                 try:
                     consumer.unassign(partitions)
                 except KafkaError as error:
@@ -578,7 +626,12 @@ class Session:
         now = time.monotonic()
         # A handler that took longer than that leaves a second for the commit of what it did.
         deadline = max(now + 1, self._stopped_at + self._close_timeout_s)
-        problem: KafkaError | None = yield from self._settle(deadline - now)
+        problem: KafkaError | None = None
+        try:
+            problem = yield from self._settle(deadline - now)
+        except DeliveryError as error:
+            problem = error
+        problem = problem or (yield from self._await_promises(deadline - now, all_of_them=True))
         for kind, partitions, lost in consumer.take_notes():
             if kind == "revoke" and lost:
                 consumer.unassign(partitions)

@@ -202,7 +202,8 @@ class Settings:
         unit="ms",
         kafka="linger.ms",
         low=0,
-        high=900_000,
+        # librdkafka would take more, but not as much as message.timeout.ms: 300 s.
+        high=60_000,
         effect="how long KafkaBatchLogger waits for a fuller batch; added latency, and fewer and larger requests",
     )
     log_batch_bytes: int = _setting(
@@ -239,6 +240,22 @@ class Settings:
         low=1,
         high=100_000_000,
         effect="messages that a logger may have under way; each takes about 350 bytes beside its value",
+    )
+    spill_bytes: int = _setting(
+        1 << 30,
+        "KEVEN_SPILL_BYTES",
+        unit="bytes",
+        low=64 << 10,
+        high=1 << 50,
+        effect="how much the files of a KafkaBatchLogger with spill_dir may take",
+    )
+    spill_fsync: str = _setting(
+        "never",
+        "KEVEN_SPILL_FSYNC",
+        unit="",
+        choices=("never", "interval", "always"),
+        effect="when those files are forced to the disk, to survive a power cut too: when the system sees fit, every "
+        "second, before log() returns",
     )
     compression: str = _setting(
         "lz4",
@@ -454,7 +471,7 @@ class Settings:
                 "fetch.max.bytes": str(min(max(self.prefetch_bytes // 4, 1 << 20), 4 << 20)),
             }
         )
-        options.update(self.rdkafka_options)
+        options.update({key: value for key, value in self.rdkafka_options.items() if key not in _PRODUCER_OPTIONS})
         if options.get("group.protocol") == "consumer":
             dropped = [key for key in _CLASSIC_ONLY if options.pop(key, None) is not None]
             logger.info("group.protocol=consumer: the broker decides on %s, so they are left out", ", ".join(dropped))
@@ -485,7 +502,7 @@ class Settings:
         """librdkafka properties of a logger's producer."""
         idempotent = self.acks == "all" if self.idempotence is None else self.idempotence
         if not idempotent and self.idempotence is None:
-            _warn_once(f"KEVEN_ACKS={self.acks}: messages can be written twice or out of order, since idempotence is off")
+            _warn_once(f"KEVEN_ACKS={self.acks}: idempotence is off, so messages can be written twice or out of order")
         options = self.producer_options(address, "keven-logger", linger_ms=linger_ms)
         options.update(
             {
@@ -496,8 +513,7 @@ class Settings:
                 "batch.num.messages": str(self.log_batch_messages),
             }
         )
-        if "partitioner" in self.rdkafka_options:
-            options["partitioner"] = self.rdkafka_options["partitioner"]
+        options.update({key: value for key, value in self.rdkafka_options.items() if key in _PRODUCER_OPTIONS})
         return options
 
 
@@ -506,10 +522,13 @@ def _warn_once(text: str) -> None:
     logger.warning("%s", text)
 
 
-# Options that are not the consumer's alone.
+# Options of loggers alone: a consumer would warn of them, and copies of messages keep what producer_options() says.
+_PRODUCER_OPTIONS = frozenset({"partitioner"})
+
+# Options that are neither the consumer's nor the loggers' alone.
 _COMMON_OPTIONS = frozenset(
     key
-    for key in ALLOWED_OPTIONS
+    for key in ALLOWED_OPTIONS - _PRODUCER_OPTIONS
     if not key.startswith(("fetch.", "queued.", "group.", "partition.", "isolation.", "receive.", "client.rack"))
 )
 

@@ -114,7 +114,7 @@ class DeadLetterPublisher:
         cause = delivery_error(*self._account.take_failures())
         return DeadLetterError(
             f"{cause.failed_count} record(s) could not be copied to their dead-letter topic {self.topic} "
-            f"({cause.failures[0].outcome}: {cause.failures[0].reason}); their offsets stay, and they will be handled "
+            f"({cause.failures[0].outcome}: {cause.failures[0].error}); their offsets stay, and they will be handled "
             f"again",
             cause.failures,
             cause.failed_count,

@@ -6,8 +6,8 @@ No message ever carries configuration values or payloads.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
-from typing import NamedTuple
 
 __all__ = [
     "AuthenticationError",
@@ -17,8 +17,8 @@ __all__ = [
     "CommitError",
     "ConfigurationError",
     "DeadLetterError",
+    "Delivery",
     "DeliveryError",
-    "FailedMessage",
     "ForkedProcessError",
     "InternalError",
     "KafkaError",
@@ -146,18 +146,22 @@ class CommitError(KafkaError):
         self.offsets = offsets or []
 
 
-class FailedMessage(NamedTuple):
-    """A message that was not acknowledged, handed back so that the caller can keep it.
+class Delivery(typing.NamedTuple):
+    """What became of one message, with all that was given for it, so that the application can keep it.
 
     Attributes:
-        outcome: "not delivered", or "possibly delivered": it was sent, but the answer did not come.
+        error: None when it was delivered.
+        outcome: "delivered", "not delivered", or "possibly delivered": it was sent, but the answer did not come.
+        timestamp_ms: as it was given; 0: it was not.
     """
 
     topic: str
-    reason: str
     value: bytes | None
     key: bytes | None
+    error: KafkaError | None
     outcome: str
+    headers: list[tuple[str, bytes | None]]
+    timestamp_ms: int
 
 
 class DeliveryError(KafkaError):
@@ -168,11 +172,11 @@ class DeliveryError(KafkaError):
         failed_count: how many in all.
     """
 
-    failures: list[FailedMessage]
+    failures: list[Delivery]
     failed_count: int
 
     def __init__(
-        self, message: str, failures: list[FailedMessage] | None = None, failed_count: int = 0, **kwargs: object
+        self, message: str, failures: list[Delivery] | None = None, failed_count: int = 0, **kwargs: object
     ) -> None:
         super().__init__(message, **kwargs)  # type: ignore[arg-type]  # code, name, fatal pass through
         self.failures = failures or []
@@ -190,19 +194,18 @@ class InternalError(KevenError):
     """An invariant of this library does not hold: please report it."""
 
 
-def delivery_error(
-    count: int, stories: Sequence[tuple[str, bytes | None, bytes | None, KafkaError, str]]
-) -> DeliveryError:
-    """The error for `count` failed messages, from what a DeliveryAccount kept of the first of them."""
-    topic, _, _, cause, outcome = stories[0]
+def delivery_error(count: int, failures: Sequence[Delivery]) -> DeliveryError:
+    """The error for `count` messages that were not delivered, of which the first are given."""
+    first = failures[0]
+    cause = first.error
     which = "the message" if count == 1 else f"{count} messages were not delivered; the first,"
     error = DeliveryError(
-        f"{which} for {topic} was {outcome}: {cause}",
-        [FailedMessage(topic, str(error), value, key, outcome) for topic, value, key, error, outcome in stories],
+        f"{which} for {first.topic} was {first.outcome}: {cause}",
+        list(failures),
         count,
-        code=cause.code,
-        name=cause.name,
-        fatal=cause.fatal,
+        code=cause.code if cause is not None else 0,
+        name=cause.name if cause is not None else "",
+        fatal=cause is not None and cause.fatal,
     )
     error.__cause__ = cause
     return error

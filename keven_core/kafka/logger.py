@@ -7,23 +7,27 @@ interpreter exit; each logger counts its own messages and has bounds of its own.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from keven_core._native.logger import NativeLogger
 from keven_core._native.producer import DeliveryAccount
 from keven_core.kafka._producers import SharedProducer, shared_producer
+from keven_core.kafka._spilling import BATCH_RECORDS, Spilling
 from keven_core.kafka.config import Settings
 from keven_core.kafka.envelope import key_of, vars_in_mro
 from keven_core.kafka.errors import (
     ClosedError,
     ConfigurationError,
+    Delivery,
     DeliveryError,
     KafkaTimeoutError,
     QueueFullError,
@@ -31,14 +35,17 @@ from keven_core.kafka.errors import (
     delivery_error,
 )
 from keven_core.kafka.events.event import Event
+from keven_core.kafka.spill import SpillRecord
 from keven_core.kafka.topics import event_topic
 
 __all__ = ["KafkaBatchLogger", "KafkaLogger"]
 
 # How long a flush goes on before it looks whether the brokers have refused the credentials.
 _SLICE_S = 0.2
+# How long messages of a logger with spill_dir are still sent when the process ends; the rest goes to its files.
+_EXIT_SPILL_MS = 2000
 
-Story = tuple[str, "bytes | None", "bytes | None", Any, str]
+_spill_lock = threading.Lock()
 
 
 class _Logger(NativeLogger):
@@ -50,21 +57,16 @@ class _Logger(NativeLogger):
         topic: str | None,
         timeout: float,
         settings: Settings | None,
-        *,
-        full: Any = None,
-        on_delivery: Callable[[list[Story]], Any] | None = None,
     ) -> None:
         self.topic = topic
+        self.timeout = timeout
         self._settings = settings
         self._address = kafka_address
-        self._on_delivery = on_delivery
-        self._full = full
         # By process, so that a forked child counts its own.
         self._made: dict[int, tuple[SharedProducer, DeliveryAccount]] = {}
         self._encoder: Any = None
         self._standing_in: Any = None
         self._stood_in = [0, 0]  # produced and received by a stand-in
-        self._configure(timeout=timeout, full=full)
 
     # --- what NativeLogger asks for ----------------------------------------------------------------------------------
 
@@ -73,27 +75,20 @@ class _Logger(NativeLogger):
             self._settings = Settings.from_env()
         return self._settings
 
-    def _linger_ms(self, settings: Settings) -> int:
-        return 0
+    def _producer_of(self, settings: Settings, address: str) -> SharedProducer:
+        return shared_producer(settings, settings.logger_options(address, linger_ms=0), address)
 
     def _open(self) -> tuple[Any, DeliveryAccount]:
         settings = self._read_settings()
-        shared = shared_producer(settings, settings.address(self._address), self._linger_ms(settings))
+        shared = self._producer_of(settings, settings.address(self._address))
         # setdefault is atomic: of threads that come here at once, all get the account of the first.
         _, account = self._made.setdefault(os.getpid(), (shared, self._new_account()))
         self._made[os.getpid()] = (shared, account)
-        if self._on_delivery is not None:
-            shared.client.watch()
         return shared.client, account
 
-    def _new_account(self, *, announce: bool = False) -> DeliveryAccount:
+    def _new_account(self, **options: Any) -> DeliveryAccount:
         settings = self._read_settings()
-        return DeliveryAccount(
-            max_messages=settings.log_queue_messages,
-            max_bytes=settings.log_queue_bytes,
-            on_delivery=self._on_delivery,
-            announce=announce,
-        )
+        return DeliveryAccount(max_messages=settings.log_queue_messages, max_bytes=settings.log_queue_bytes, **options)
 
     def _shape(self, cls: type) -> tuple[Any, Any, Any]:
         """How objects of a class become messages: topic or function of it, function for the key, for the value."""
@@ -142,7 +137,7 @@ class _Logger(NativeLogger):
 
     @property
     def producer(self) -> Any:
-        """An object with `produce(topic, value, on_delivery=)` and `flush(timeout)`; tests may put another in its place.
+        """An object with `produce(topic, value, on_delivery=)` and `flush(timeout)`; a test may put another in place.
 
         With a stand-in every message is handed to its produce(), and flush() calls its flush(); None ends that.
         """
@@ -151,7 +146,11 @@ class _Logger(NativeLogger):
     @producer.setter
     def producer(self, stand_in: Any) -> None:
         self._standing_in = stand_in
-        self._configure(timeout=self.timeout, full=self._full, stand_in=stand_in)
+        self._wire()
+
+    def _wire(self) -> None:
+        """Tell the compiled part what stands between log() and the producer."""
+        self._configure(stand_in=self._standing_in)
 
     def _await(self, account: DeliveryAccount, timeout_s: float) -> bool:
         """Wait until nothing of an account is pending, GIL released; AuthenticationError when that is hopeless."""
@@ -208,9 +207,7 @@ class KafkaLogger(_Logger):
 
         Blocks and raises as log(); DeliveryError names those that failed, the others have been delivered.
         """
-        account = DeliveryAccount(
-            max_messages=self._read_settings().log_queue_messages, max_bytes=self._read_settings().log_queue_bytes
-        )
+        account = self._new_account()
         try:
             for entry in data:
                 self.submit(entry, topic, deliveries=account)
@@ -298,10 +295,14 @@ class KafkaBatchLogger(_Logger):
         timeout: seconds that flush() waits, and log() while the queue is full.
         on_full: what log() does when the queue is full: "block" (up to `timeout`, then QueueFullError), "drop" the
             message, or call this function as on_full(value, topic) instead of queueing it. What is dropped is counted
-            in `dropped_count`.
-        on_delivery: called now and then, in a thread of the producer, with a list of (topic, value, key, KafkaError or
-            None, outcome) tuples of messages whose fate is known; outcome is "delivered", "not delivered" or
-            "possibly delivered". It must not wait for this logger.
+            in `dropped_count`. Handlers of a server always wait.
+        on_delivery: called now and then, in a thread of the producer, with a list of Delivery of messages whose fate is
+            known. It must not wait for this logger.
+        spill_dir: a folder for messages that Kafka is away too long for: when the queue is full, they go to files
+            there (KEVEN_SPILL_BYTES at most) and are sent in order when Kafka is back, also after a restart. It may be
+            shared by loggers and processes. Messages do not time out then.
+        spill: "overflow", or "always": every message is written there first and leaves when it was delivered
+            (KEVEN_SPILL_FSYNC). Handlers of a server go past it: their records are kept until all is delivered.
 
     May be used from many threads. Nothing is dropped unless asked for: what can't be delivered is counted, logged as an
     error and raised by flush().
@@ -314,51 +315,150 @@ class KafkaBatchLogger(_Logger):
         timeout: float = 30,
         *,
         settings: Settings | None = None,
-        on_full: str | Callable[[bytes | None, str], Any] = "block",
-        on_delivery: Callable[[list[Story]], Any] | None = None,
+        on_full: Literal["block", "drop"] | Callable[[bytes | None, str], Any] = "block",
+        on_delivery: Callable[[list[Delivery]], Any] | None = None,
+        spill_dir: str | os.PathLike[str] | None = None,
+        spill: Literal["overflow", "always"] = "overflow",
     ) -> None:
         if on_full not in ("block", "drop") and not callable(on_full):
             raise ConfigurationError(f'on_full={on_full!r:.80} is not known: "block", "drop" or a function')
-        full = None if on_full == "block" else on_full
-        super().__init__(kafka_address, topic, timeout, settings, full=full, on_delivery=on_delivery)
+        if spill not in ("overflow", "always"):
+            raise ConfigurationError(f'spill={spill!r:.80} is not known: "overflow" or "always"')
+        if spill_dir is not None and on_full != "block":
+            raise ConfigurationError("spill_dir and on_full both say what becomes of a message when the queue is full")
+        super().__init__(kafka_address, topic, timeout, settings)
+        self.dropped_count = 0
+        self._on_delivery = on_delivery
+        self._on_full = on_full
+        self._spill_dir = None if spill_dir is None else os.fspath(spill_dir)
+        self._spill_always = spill == "always"
+        self._spilling: dict[int, Spilling] = {}  # by process
+        self._detour = spill_dir is not None
+        self._wire()
 
-    def _linger_ms(self, settings: Settings) -> int:
-        return settings.linger_ms
+    # --- what NativeLogger asks for ----------------------------------------------------------------------------------
 
-    def _new_account(self, *, announce: bool = True) -> DeliveryAccount:
-        return super()._new_account(announce=announce)
+    def _wire(self) -> None:
+        yields = self._on_full != "block" or self._spill_dir is not None
+        self._configure(stand_in=self._standing_in, yields=yields, detour=self._detour)
+
+    def _divert(self, detour: bool) -> None:
+        if detour != self._detour:
+            self._detour = detour
+            self._wire()
+
+    def _producer_of(self, settings: Settings, address: str) -> SharedProducer:
+        options = settings.logger_options(address, linger_ms=settings.linger_ms)
+        if self._spill_dir is None:
+            return shared_producer(settings, options, address)
+        # Of its own, so that it can be ended alone, and without an end to its patience: what waits is safe.
+        return shared_producer(settings, {**options, "message.timeout.ms": "0"}, address, owner=self)
+
+    def _open(self) -> tuple[Any, DeliveryAccount]:
+        client, account = super()._open()
+        if self._on_delivery is not None:
+            client.watch()
+        if self._spill_dir is not None:
+            with _spill_lock:  # two threads may come here at once
+                if os.getpid() not in self._spilling:
+                    self._spilling[os.getpid()] = self._open_spill(self._spill_dir)
+                    atexit.register(self._end_spill, _EXIT_SPILL_MS)
+        return client, account
+
+    def _open_spill(self, folder: str) -> Spilling:
+        def send(record: SpillRecord, account: DeliveryAccount) -> None:
+            self.submit(
+                record.value,
+                record.topic,
+                key=record.key,
+                headers=record.headers,
+                timestamp_ms=record.timestamp_ms or None,
+                deliveries=account,
+            )
+
+        return Spilling(
+            folder,
+            self._read_settings(),
+            always=self._spill_always,
+            send=send,
+            new_account=lambda: _Logger._new_account(self, keep_failures=BATCH_RECORDS, on_delivery=self._on_delivery),
+            collect=lambda: self._made[os.getpid()][0].client.serve(0),
+            divert=self._divert,
+        )
+
+    def _new_account(self, **options: Any) -> DeliveryAccount:
+        if self._spill_dir is None:
+            return super()._new_account(on_delivery=self._on_delivery, announce=True)
+        return super()._new_account(on_delivery=self._came_back, only_failures=self._on_delivery is None)
+
+    def _came_back(self, deliveries: list[Delivery]) -> None:
+        """With `spill_dir`: what could not be sent for now goes to the files, the rest is told of."""
+        told = self._spilling[os.getpid()].take_back(deliveries)
+        if told and self._on_delivery is not None:
+            self._on_delivery(told)
+
+    def _keep(self, topic: str, value: Any, key: Any, headers: Any, timestamp_ms: Any) -> bool:
+        return self._spilling[os.getpid()].keep(topic, value, key, headers, timestamp_ms)
+
+    def _overflow(self, topic: str, value: Any, key: Any, headers: Any, timestamp_ms: Any) -> bool:
+        if self._spill_dir is not None:
+            return self._spilling[os.getpid()].keep(topic, value, key, headers, timestamp_ms, overflow=True)
+        if callable(self._on_full):
+            self._on_full(value, topic)
+        self.dropped_count += 1
+        return True
+
+    # --- counts ------------------------------------------------------------------------------------------------------
 
     @property
     def produced_count(self) -> int:
-        """Messages taken so far."""
-        account = self._collected()
-        return self._stood_in[0] + (account.produced if account is not None else 0)
+        """Messages taken so far, without those that were dropped."""
+        account, spilling = self._collected()
+        return (
+            self._stood_in[0]
+            + (account.produced if account is not None else 0)
+            + (spilling.kept_count if spilling is not None else 0)
+        )
 
     @property
     def received_count(self) -> int:
         """Messages that the broker has acknowledged."""
-        account = self._collected()
-        return self._stood_in[1] + (account.delivered if account is not None else 0)
+        account, spilling = self._collected()
+        return (
+            self._stood_in[1]
+            + (account.delivered if account is not None else 0)
+            + (spilling.delivered_count if spilling is not None else 0)
+        )
 
     @property
     def pending_count(self) -> int:
-        """Messages whose fate is not known yet."""
-        account = self._collected()
+        """Messages whose fate is not known yet and that are nowhere but in memory."""
+        account, _ = self._collected()
         return account.pending if account is not None else 0
 
-    def _collected(self) -> DeliveryAccount | None:
+    @property
+    def spilled_count(self) -> int:
+        """Messages in the files of `spill_dir` that are not known to be delivered, those of earlier runs included."""
+        spilling = self._collected()[1]
+        return spilling.pending_count if spilling is not None else 0
+
+    def _collected(self) -> tuple[DeliveryAccount | None, Spilling | None]:
         made = self._made.get(os.getpid())
         if made is None:
-            return None
+            return None, None
         if not made[0].client.closed:
             made[0].client.serve(0)
-        return made[1]
+        return made[1], self._spilling.get(os.getpid())
+
+    # --- end ---------------------------------------------------------------------------------------------------------
 
     def flush(self, timeout: float | None = None) -> int:
         """Wait until every message of this logger has been answered; returns how many were acknowledged so far.
 
         Blocks up to `timeout` seconds (the logger's own by default), GIL released. Raises DeliveryError with what
         was not delivered since the last flush, AuthenticationError, and KafkaTimeoutError when answers are missing.
+        Messages in the files of `spill_dir` are waited for too, but are no error: `spilled_count` tells how many are
+        there still.
         """
         wanted = self.timeout if timeout is None else timeout
         if self._standing_in is not None:
@@ -367,17 +467,29 @@ class KafkaBatchLogger(_Logger):
         made = self._made.get(os.getpid())
         if made is None:
             return 0
-        account = made[1]
+        account, spilling = made[1], self._spilling.get(os.getpid())
+        deadline = time.monotonic() + wanted
         answered = self._await(account, wanted)
-        count, kept = account.take_failures()
-        if count:
-            raise delivery_error(count, kept)
+        if spilling is not None:
+            spilling.wait(deadline - time.monotonic())
+            answered = answered or account.pending == 0
+        self._raise_failures(account, spilling)
         if not answered:
+            spilled = f" ({self.spilled_count} more are in {self._spill_dir})" if spilling is not None else ""
             raise KafkaTimeoutError(
-                f"{account.pending} message(s) were not acknowledged within {wanted:g} s; they are still being sent",
+                f"{account.pending} message(s) were not acknowledged within {wanted:g} s; they are still being sent"
+                + spilled,
                 name="_TIMED_OUT",
             )
-        return account.delivered
+        return self.received_count
+
+    def _raise_failures(self, account: DeliveryAccount, spilling: Spilling | None) -> None:
+        count, kept = account.take_failures()
+        if spilling is not None:
+            spilling.await_reports(account.failed)
+            count, kept = spilling.take_failures()
+        if count:
+            raise delivery_error(count, kept)
 
     async def aflush(self, timeout: float | None = None) -> int:
         """flush() for event loops: the wait is in a thread."""
@@ -385,11 +497,22 @@ class KafkaBatchLogger(_Logger):
 
     def close(self) -> None:
         """flush(), then refuse further messages. May be called twice."""
-        if not self.closed:
-            try:
-                self.flush()
-            finally:
-                self._end()
+        if self.closed:
+            return
+        try:
+            self.flush()
+        finally:
+            self._end()
+            self._end_spill(0)
+
+    def _end_spill(self, timeout_ms: int) -> None:
+        """End the producer and the files: what could not be sent within the time is in the files afterwards."""
+        spilling = self._spilling.get(os.getpid())
+        if spilling is not None and not spilling.closed:
+            atexit.unregister(self._end_spill)
+            spilling.end()
+            self._made[os.getpid()][0].close(timeout_ms)
+            spilling.close()
 
     def __enter__(self) -> KafkaBatchLogger:
         return self

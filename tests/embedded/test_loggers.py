@@ -318,12 +318,13 @@ def test_flush_lists_what_was_refused_once(embedded_kafka: Any, topic: str) -> N
     assert [entry.value for entry in caught.value.failures] == [b"refused %d" % number for number in range(10)]
     for entry in caught.value.failures:
         assert (entry.topic, entry.key, entry.outcome) == ("t", None, "not delivered")
-        assert "authorization" in entry.reason
+        assert "authorization" in str(entry.error)
     assert "refused 1" not in str(caught.value)  # no payload
     assert log.flush() == 1
     assert (log.produced_count, log.received_count, log.pending_count) == (21, 1, 0)
 
 
+@pytest.mark.logs_errors
 @BOTH
 @pytest.mark.parametrize("code", [TOPIC_AUTHORIZATION_FAILED, TOPIC_EXCEPTION])
 def test_a_topic_that_cannot_be_used_is_an_error_naming_it(

@@ -11,8 +11,8 @@ from keven_core.kafka import errors
 from keven_core.kafka.errors import (
     CommitError,
     DeadLetterError,
+    Delivery,
     DeliveryError,
-    FailedMessage,
     KafkaError,
     KevenError,
     RecordError,
@@ -49,7 +49,7 @@ BUILTINS = {
 def test_everything_public_is_listed_in_order() -> None:
     assert errors.__all__ == sorted(errors.__all__)
     functions = {name for name, value in vars(errors).items() if inspect.isfunction(value) and name[0] != "_"}
-    assert set(errors.__all__) == {cls.__name__ for cls in CLASSES} | functions | {"FailedMessage"}
+    assert set(errors.__all__) == {cls.__name__ for cls in CLASSES} | functions | {"Delivery"}
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
@@ -152,7 +152,7 @@ def test_commit_error_names_its_offsets() -> None:
 
 def test_delivery_error_counts() -> None:
     assert (DeliveryError("text").failures, DeliveryError("text").failed_count) == ([], 0)
-    failed = FailedMessage("t", "r", b"value", None, "not delivered")
+    failed = Delivery("t", b"value", None, KafkaError("r"), "not delivered", [], 0)
     error = DeadLetterError("text", [failed], 3)
     assert (error.failures, error.failed_count) == ([failed], 3)
     assert isinstance(error, DeliveryError)

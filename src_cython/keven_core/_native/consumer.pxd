@@ -54,5 +54,7 @@ cdef class Consumer(Membership):
     cdef int _error_row(self, rd_kafka_message_t *message) except -1
     cdef void _start_slice(self) noexcept
     cdef bint _slice_over(self) noexcept
+    cdef int _finish(self, bint confirmed, list unstored) except -1
+    cdef int _store(self, rd_kafka_topic_partition_list_t *parts) noexcept
     cdef int _release(self, Py_ssize_t count) noexcept
     cdef void _give_back(self, Py_ssize_t count) noexcept nogil

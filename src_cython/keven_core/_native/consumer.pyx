@@ -130,6 +130,14 @@ cdef void _answer_while_closing(rd_kafka_t *rk, rd_kafka_event_t *event) noexcep
         api.assign(rk, NULL)
 
 
+cdef void _add_offset(rd_kafka_topic_partition_list_t *parts, Account *account, int64_t offset, int epoch) noexcept:
+    cdef rd_kafka_topic_partition_t *part = api.topic_partition_list_add(parts, account.topic, account.partition)
+    part.offset = offset
+    # Without the epoch a truncated log can't be noticed after a restart (librdkafka#4442).
+    api.topic_partition_set_leader_epoch(part, epoch)
+    part.opaque = account
+
+
 cdef void _restore_exception(object error) noexcept:
     """Set `error` as the exception that the C caller finds."""
     PyErr_SetObject(type(error), error)
@@ -691,11 +699,19 @@ cdef class Consumer(Membership):
         `confirmed` says that the broker has acknowledged the copies of all failed records; if not, the offset of a
         partition stays at its first failed record.
         """
+        return self._finish(confirmed, None)
+
+    def finish_batch_unstored(self, bint confirmed=True):
+        """finish_batch(), but the offsets are returned for store(): (topic, partition, offset, leader epoch) tuples."""
+        offsets = []
+        self._finish(confirmed, offsets)
+        return offsets
+
+    cdef int _finish(self, bint confirmed, list unstored) except -1:
         cdef Account *account
         cdef rd_kafka_topic_partition_list_t *parts = NULL
-        cdef rd_kafka_topic_partition_t *part
         cdef int64_t offset
-        cdef int i, stored = 0
+        cdef int stored = 0
         try:
             for address in self.touched:
                 account = <Account *><uintptr_t>address
@@ -710,27 +726,51 @@ cdef class Consumer(Membership):
                     account.failed_from = -1
                 if not self.store_offsets or not account.assigned or offset <= account.stored_offset:
                     continue
+                if unstored is not None:
+                    unstored.append((account.topic.decode(), account.partition, offset, account.leader_epoch))
+                    continue
                 if parts == NULL:
                     parts = api.topic_partition_list_new(len(self.touched))
                     alive.partition_lists += 1
-                part = api.topic_partition_list_add(parts, account.topic, account.partition)
-                part.offset = offset
-                # Without the epoch a truncated log can't be noticed after a restart (librdkafka#4442).
-                api.topic_partition_set_leader_epoch(part, account.leader_epoch)
-                part.opaque = account
+                _add_offset(parts, account, offset, account.leader_epoch)
             if parts != NULL:
-                with nogil:
-                    api.offsets_store(self.handle.rk, parts)
-                for i in range(parts.cnt):
-                    # A partition that has just been taken away refuses: expected, its records come again elsewhere.
-                    if parts.elems[i].err != 0:
-                        self.store_refused += 1
-                    else:
-                        (<Account *>parts.elems[i].opaque).stored_offset = parts.elems[i].offset
-                        stored += 1
+                stored = self._store(parts)
         finally:
             free_partition_list(parts)
             self._release(self.index)
+        return stored
+
+    def store(self, offsets):
+        """Store offsets that finish_batch_unstored() has returned, oldest first; those of partitions given up are left out."""
+        cdef Account *account
+        cdef rd_kafka_topic_partition_list_t *parts = NULL
+        self._rk()
+        latest = {(topic, partition): (offset, epoch) for topic, partition, offset, epoch in offsets}
+        if not latest:
+            return
+        parts = api.topic_partition_list_new(len(latest))
+        alive.partition_lists += 1
+        try:
+            for (topic, partition), (offset, epoch) in latest.items():
+                account = self._account_of(topic, partition)
+                if account.assigned and offset > account.stored_offset:
+                    _add_offset(parts, account, offset, epoch)
+            self._store(parts)
+        finally:
+            free_partition_list(parts)
+
+    cdef int _store(self, rd_kafka_topic_partition_list_t *parts) noexcept:
+        cdef int i
+        cdef int stored = 0
+        with nogil:
+            api.offsets_store(self.handle.rk, parts)
+        for i in range(parts.cnt):
+            # A partition that has just been taken away refuses: expected, its records come again elsewhere.
+            if parts.elems[i].err != 0:
+                self.store_refused += 1
+            else:
+                (<Account *>parts.elems[i].opaque).stored_offset = parts.elems[i].offset
+                stored += 1
         return stored
 
     cdef int _release(self, Py_ssize_t count) noexcept:

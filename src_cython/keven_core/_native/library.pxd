@@ -71,6 +71,7 @@ cdef struct Api:
     int (*message_headers)(const rd_kafka_message_t *message, rd_kafka_headers_t **headers) noexcept nogil
     int32_t (*message_leader_epoch)(const rd_kafka_message_t *message) noexcept nogil
     int (*message_status)(const rd_kafka_message_t *message) noexcept nogil
+    int (*message_detach_headers)(rd_kafka_message_t *message, rd_kafka_headers_t **headers) noexcept nogil
     const char *(*topic_name)(const rd_kafka_topic_t *rkt) noexcept nogil
     int (*header_get_all)(
         const rd_kafka_headers_t *headers, size_t idx, const char **name, const void **value,

@@ -27,9 +27,8 @@ cdef class NativeLogger:
     cdef public double timeout
     cdef readonly bint closed
     cdef object stand_in        # a producer that a test has put in place of ours
-    cdef object full            # what on_full asks for; None: wait
     cdef bint detour            # a store stands between log() and the producer
-    cdef readonly int64_t dropped_count
+    cdef bint yields            # a full queue is not waited for
     cdef dict shapes            # class of data -> how it becomes a message
     cdef bytearray buffer       # events are encoded into it
     cdef bint busy
@@ -41,5 +40,4 @@ cdef class NativeLogger:
     cdef tuple _shape_of(self, cls)
     cdef object _divert(self, HandlerScope handler, str topic, const char *text, Py_ssize_t size, owner, key, headers,
                         timestamp_ms)
-    cdef bint _overflow(self, DeliveryAccount deliveries, str topic, const char *text, Py_ssize_t size, owner, key,
-                        headers, timestamp_ms, bint at_once) except -1
+    cdef int _wait_for_room(self, DeliveryAccount deliveries, str topic, Py_ssize_t size, bint at_once) except -1

@@ -103,7 +103,8 @@ cdef class HandlerScope:
 
 
 cdef class NativeLogger:
-    """Base of the loggers, which are Python classes and give it what it asks for: _open(), _shape(), _encode_into().
+    """Base of the loggers, which are Python classes and give it what it asks for: _open(), _shape(), _encode_into(),
+    _stand_in_for(), _keep(), _overflow().
 
     Arguments of __init__: those of KafkaLogger and KafkaBatchLogger.
     """
@@ -168,6 +169,8 @@ cdef class NativeLogger:
     cdef int _connect(self) except -1:
         """Have a producer: the shared one of this process, a new one after a fork or when librdkafka gave up."""
         cdef Topic topic
+        if self.client is not None and self.generation == fork_generation and self.client.closed:
+            raise errors.ClosedError("the producer of this logger was closed with its cluster: make a new logger")
         if self.client is None or self.generation != fork_generation or self.client.sender.ended:
             client, deliveries = self._open()
             self.client = client
@@ -255,13 +258,17 @@ cdef class NativeLogger:
         self.client.check_size(target.name, size + key_size)
         if deliveries is None:
             deliveries = self.deliveries
-        if self.detour and self._keep_back(target.name, _value_of(owner, text, size), key, headers, timestamp_ms):
+        # A handler's messages are kept by its record, whose offset waits for them.
+        if (self.detour and handler is None and deliveries is self.deliveries
+                and self._keep(target.name, _value_of(owner, text, size), key, headers, timestamp_ms)):
             return False
         if not self.client.has_room(deliveries.account, size + key_size):
             self.client.collect(ALL)
-            if not self.client.has_room(deliveries.account, size + key_size) and not self._overflow(
-                    deliveries, target.name, text, size, owner, key, headers, timestamp_ms, loop is not None):
-                return False
+            if not self.client.has_room(deliveries.account, size + key_size):
+                if (self.yields and handler is None and deliveries is self.deliveries
+                        and self._overflow(target.name, _value_of(owner, text, size), key, headers, timestamp_ms)):
+                    return False
+                self._wait_for_room(deliveries, target.name, size + key_size, loop is not None)
         if loop is not None:
             gate = self.client.gate_of(loop)
             future = loop.create_future()
@@ -304,33 +311,31 @@ cdef class NativeLogger:
             self._stand_in_for(self.stand_in, topic, value, key, headers, timestamp_ms)
         return False
 
-    cdef bint _overflow(self, DeliveryAccount deliveries, str topic, const char *text, Py_ssize_t size, owner, key,
-                        headers, timestamp_ms, bint at_once) except -1:
-        """The queue is full: wait, or do what was asked for; false: the message is not to be queued."""
-        if self.full is not None and deliveries is self.deliveries:
-            if callable(self.full):
-                self.full(_value_of(owner, text, size), topic)
-            self.dropped_count += 1
-            return False
+    cdef int _wait_for_room(self, DeliveryAccount deliveries, str topic, Py_ssize_t size, bint at_once) except -1:
         timeout_s = 0 if at_once else self.timeout
         if not self.client.wait_for_room(deliveries.account, size, timeout_s):
             raise errors.QueueFullError(
                 f"the send queue stayed full for {timeout_s:g} s ({deliveries.pending} messages, "
                 f"{deliveries.pending_bytes} bytes; see KEVEN_LOG_QUEUE_MESSAGES and KEVEN_LOG_QUEUE_BYTES); the message "
                 f"for {topic} was not queued")
-        return True
+        return 0
 
     def _end(self):
         """Refuse further messages."""
         self.closed = True
         self.sender = NULL
 
-    def _configure(self, *, double timeout, full=None, stand_in=None, bint detour=False):
-        """Set what log() has to know: how long to wait for room, on_full, a stand-in for the producer, a store."""
-        self.timeout = timeout
-        self.full = full
+    def _configure(self, *, stand_in=None, bint detour=False, bint yields=False):
+        """Set what stands between log() and the producer.
+
+        Arguments:
+            stand_in: takes the producer's place; _stand_in_for() is called with each message.
+            detour: _keep() is asked first whether it takes a message.
+            yields: when the queue is full, _overflow() is asked whether it takes the message.
+        """
         self.stand_in = stand_in
         self.detour = detour
+        self.yields = yields
         self.sender = NULL
 
     def _client(self):

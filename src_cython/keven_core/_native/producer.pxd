@@ -14,6 +14,7 @@ cdef class DeliveryAccount:
     cdef readonly list failures
     cdef readonly Py_ssize_t keep_failures
     cdef readonly object on_delivery
+    cdef bint told_of_all
     cdef bint announce
     cdef list reports
 

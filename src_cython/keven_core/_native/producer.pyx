@@ -99,6 +99,9 @@ cdef bint _take_reports(Sender *sender, int timeout_ms) noexcept nogil:
                 if messages[i].err != 0:
                     slot.err = <int16_t>messages[i].err
                     slot.status = <uint8_t>api.message_status(messages[i])
+                    if slot.extra != NULL:
+                        # Handed back with the rest; there are none: nothing is changed.
+                        api.message_detach_headers(<rd_kafka_message_t *>messages[i], &slot.extra.headers)
                     call = True
                 _give_back(sender, slot)
             if n < 256:
@@ -263,8 +266,25 @@ cdef Extra *new_extra(object headers, int64_t timestamp_ms, int32_t partition, o
     return extra
 
 
-cdef tuple _story_of(Slot *slot):
-    """(topic, value, key, KafkaError or None, outcome) of a message that has come back."""
+cdef list _headers_of(Extra *extra):
+    cdef const char *name
+    cdef const void *value
+    cdef size_t size
+    cdef size_t index = 0
+    cdef list found = []
+    if extra == NULL or extra.headers == NULL:
+        return found
+    while api.header_get_all(extra.headers, index, &name, &value, &size) == 0:
+        found.append((
+            name.decode("utf-8", "replace"),
+            PyBytes_FromStringAndSize(<const char *>value, size) if value != NULL else None,
+        ))
+        index += 1
+    return found
+
+
+cdef object _delivery_of(Slot *slot):
+    """The Delivery of a message that has come back."""
     owner = <object>slot.owner
     topic = api.topic_name(slot.rkt).decode()
     if slot.data == NULL:
@@ -274,10 +294,14 @@ cdef tuple _story_of(Slot *slot):
     else:
         value = PyBytes_FromStringAndSize(slot.data, slot.size)
     key = <object>slot.key if slot.key != NULL else None
-    if slot.err == 0:
-        return topic, value, key, None, "delivered"
-    possibly = slot.status == RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED
-    return topic, value, key, error_of(slot.err, None, NULL, False), POSSIBLY_DELIVERED if possibly else NOT_DELIVERED
+    error = None
+    outcome = "delivered"
+    if slot.err != 0:
+        error = error_of(slot.err, None, NULL, False)
+        possibly = slot.status == RD_KAFKA_MSG_STATUS_POSSIBLY_PERSISTED
+        outcome = POSSIBLY_DELIVERED if possibly else NOT_DELIVERED
+    timestamp_ms = slot.extra.timestamp_ms if slot.extra != NULL else 0
+    return errors.Delivery(topic, value, key, error, outcome, _headers_of(slot.extra), timestamp_ms)
 
 
 @cython.final
@@ -288,10 +312,10 @@ cdef class DeliveryAccount:
         keep_failures: how many failed messages are kept for take_failures().
         max_messages, max_bytes: bounds of what is pending; 0: none.
         on_delivery: a callable that is told of every message, see Producer.attend().
+        only_failures: whether on_delivery is told only of messages that were not delivered.
         announce: whether the producer's on_failure is told of failed messages.
 
-    `failures` keeps the first failed messages as (topic, value, key, KafkaError, outcome) tuples; outcome is
-    "not delivered" or "possibly delivered". Counts move when a thread collects what has come back: Producer.wait(),
+    `failures` keeps the first failed messages, as errors.Delivery. Counts move when a thread collects what has come back: Producer.wait(),
     Producer.serve(), a call that produces.
     """
 
@@ -302,7 +326,7 @@ cdef class DeliveryAccount:
         self.account.owner = <void *>self
 
     def __init__(self, Py_ssize_t keep_failures=10, *, Py_ssize_t max_messages=0, Py_ssize_t max_bytes=0,
-                 on_delivery=None, bint announce=False):
+                 on_delivery=None, bint only_failures=False, bint announce=False):
         self.keep_failures = keep_failures
         self.announce = announce
         self.account.max_messages = max_messages or (1 << 62)
@@ -310,6 +334,7 @@ cdef class DeliveryAccount:
         self.failures = []
         self.reports = []
         self.on_delivery = on_delivery
+        self.told_of_all = on_delivery is not None and not only_failures
 
     def __dealloc__(self):
         cdef Account *account = self.account
@@ -321,9 +346,9 @@ cdef class DeliveryAccount:
 
     cdef void _told(self, Slot *slot) noexcept:
         """A message has come back that failed, or that on_delivery is to be told of."""
-        cdef tuple story
+        cdef object story
         try:
-            story = _story_of(slot)
+            story = _delivery_of(slot)
             if slot.err != 0 and len(self.failures) < self.keep_failures:
                 self.failures.append(story)
             if self.on_delivery is not None:
@@ -447,8 +472,8 @@ cdef class Producer(Client):
             calls attend(), or, as long as nobody does, in those that call serve() and wait().
 
     Two more attributes may be set to callables: `on_topic(name)`, called when a topic is used for the first time, by
-    the thread that uses it, and `on_failure(count, story)`, called by attend() for messages that failed of accounts
-    with `announce`; the story of the first is (topic, value, key, KafkaError, outcome).
+    the thread that uses it, and `on_failure(count, delivery)`, called by attend() for messages that failed of accounts
+    with `announce`; `delivery` is that of the first.
     """
 
     def __cinit__(self):
@@ -670,19 +695,19 @@ cdef class Producer(Client):
             account.held_bytes -= PyBytes_GET_SIZE(<object>key)
         if slot.err != 0 and scope != NULL and scope.owner != NULL:
             (<DeliveryAccount>scope.owner)._told(slot)
-        if account.owner != NULL and (slot.err != 0 or (<DeliveryAccount>account.owner).on_delivery is not None):
+        if account.owner != NULL and (slot.err != 0 or (<DeliveryAccount>account.owner).told_of_all):
             counted = <DeliveryAccount>account.owner
             counted._told(slot)
             if counted.on_delivery is not None and counted not in self.reporting:
                 self.reporting.append(counted)
             if counted.announce and slot.err != 0:
                 if self.announced == 0:
-                    self.first_failure = _story_of(slot)
+                    self.first_failure = _delivery_of(slot)
                 self.announced += 1
         if extra != NULL and extra.waiter != NULL:
             try:
                 gate = <LoopGate>extra.gate
-                gate.done.append((<object>extra.waiter, None if slot.err == 0 else _story_of(slot)))
+                gate.done.append((<object>extra.waiter, None if slot.err == 0 else _delivery_of(slot)))
                 if gate.native != NULL:
                     wake_loop(gate.native)
             except Exception as error:
@@ -748,8 +773,7 @@ cdef class Producer(Client):
     def attend(self, int timeout_ms):
         """What the attendant does, again and again: wait for something to heed, GIL released, and heed it.
 
-        Passes on events, and tells each account's on_delivery of its messages, as a list of (topic, value, key,
-        KafkaError or None, outcome) tuples. Called by one thread, in a loop, until close(); once it was called, other
+        Passes on events, and tells each account's on_delivery of its messages, as a list of errors.Delivery. Called by one thread, in a loop, until close(); once it was called, other
         threads leave events to it. Returns whether messages are still under way.
         """
         cdef bint called
