@@ -242,10 +242,13 @@ class Spilling:
             account, sent = self._under_way.popleft()
             _, stories = account.take_failures()
             again: list[tuple[int, SpillRecord]] = []
-            # A story shows the very objects that were handed over.
-            failed = {id(story.value if story.value is not None else story.key): story for story in stories}
+            # By content: of records that are alike in everything it does not matter which one failed.
+            failed: dict[Any, list[Delivery]] = {}
+            for story in stories:
+                failed.setdefault(_content(story), []).append(story)
             for sequence, record in sent:
-                story = failed.get(id(record.value if record.value is not None else record.key))
+                alike = failed.get(_content(record)) if failed else None
+                story = alike.pop() if alike else None
                 if story is not None and story.error is not None and story.error.name in _PASSING:
                     again.append((sequence, record))
                     continue
@@ -256,3 +259,7 @@ class Spilling:
                 self._store.settle(sequence)
             if again and not self._ended:
                 self._hand_over(again)
+
+
+def _content(message: SpillRecord | Delivery) -> tuple[Any, ...]:
+    return message.topic, message.value, message.key, tuple(message.headers or ()), message.timestamp_ms

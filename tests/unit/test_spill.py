@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import gc
 import logging
 import os
 import shutil
@@ -261,7 +260,7 @@ def test_the_bound(opened: Callable[..., SpillStore], folder: Path) -> None:
     assert SMALL - 1100 < store.pending_bytes <= SMALL
     assert store.pending_bytes == sum(path.stat().st_size for path in segments(folder))
     with pytest.raises(
-        QueueFullError, match=rf"{count} message\(s\) wait in .*spill_max_bytes=65536; .* was not taken"
+        QueueFullError, match=rf"{count} message\(s\) wait in .*KEVEN_SPILL_BYTES=65536; .* was not taken"
     ):
         store.append(SpillRecord("t", bytes(1000)))
     assert store.pending_count == count
@@ -289,9 +288,23 @@ def test_a_file_that_is_all_done_does_not_hold_the_bound(opened: Callable[..., S
     assert len(segments(folder)) == 1
 
 
+def test_the_space_of_the_file_being_written_can_be_had_back(opened: Callable[..., SpillStore], folder: Path) -> None:
+    first = opened(max_bytes=SMALL)
+    for _ in range(60):
+        first.append(SpillRecord("t", bytes(1000)))
+    crash(first)
+    store = opened(max_bytes=SMALL)
+    count = fill_up(store, 500)
+    taken = take_all(store)
+    settle_all(store, taken[60:-1])
+    assert fill_up(store, 500) == 0
+    settle_all(store, taken[-1:])
+    assert fill_up(store, 500) == count
+
+
 def test_a_record_that_never_fits(opened: Callable[..., SpillStore]) -> None:
     store = opened(max_bytes=SMALL)
-    with pytest.raises(MessageTooLargeError, match="spill_max_bytes=65536"):
+    with pytest.raises(MessageTooLargeError, match="KEVEN_SPILL_BYTES=65536"):
         store.append(SpillRecord("t", bytes(SMALL)))
     assert (store.pending_count, store.pending_bytes) == (0, 0)
 
@@ -360,6 +373,20 @@ def test_what_is_settled_is_noted_once_a_second_and_when_nothing_waits(opened: C
     settle_all(store, take_all(store))
     crash(store)
     assert opened(now=clock).pending_count == 0
+
+
+def test_what_is_settled_behind_a_file_that_waits(opened: Callable[..., SpillStore]) -> None:
+    clock = Clock()
+    store = opened(max_bytes=SMALL, now=clock)
+    fill(store, *range(300))
+    taken = store.take(250, 1 << 20)
+    of_second = [entry for entry in taken if entry[0] >> 48 == 2]
+    settle_all(store, of_second[:10])
+    clock.now += 1
+    settle_all(store, of_second[10:11])
+    crash(store)
+    numbers = taken_numbers(opened(max_bytes=SMALL))
+    assert sorted(set(range(300)) - set(numbers)) == [record.timestamp_ms for _, record in of_second[:11]]
 
 
 # --- restarts --------------------------------------------------------------------------------------------------------
@@ -486,6 +513,65 @@ def test_a_start_that_was_interrupted(opened: Callable[..., SpillStore], folder:
     assert len(list(folder.iterdir())) == 1
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_new_sub_folder_that_another_store_takes_for_a_dead_one(
+    opened: Callable[..., SpillStore], folder: Path, monkeypatch: pytest.MonkeyPatch, gone: bool
+) -> None:
+    flock = spill.fcntl.flock
+    held: list[int] = []
+
+    def late(fd: int, operation: int) -> None:
+        (sub_folder,) = folder.iterdir()
+        if gone:
+            shutil.rmtree(sub_folder)
+        else:
+            held.append(os.open(sub_folder / "lock", os.O_RDWR))
+            flock(held[0], operation)
+        monkeypatch.undo()
+        flock(fd, operation)
+
+    monkeypatch.setattr(spill.fcntl, "flock", late)
+    store = opened()
+    fill(store, 1)
+    assert [path.parent.name for path in segments(folder)] == [store._name]
+    for fd in held:
+        os.close(fd)
+
+
+def test_a_new_sub_folder_that_another_store_removes(
+    opened: Callable[..., SpillStore], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = os.mkdir
+    folder.mkdir()
+
+    def fleeting(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        mkdir(path, mode, dir_fd=dir_fd)
+        os.rmdir(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", fleeting)
+        with pytest.raises(ConfigurationError, match="what is made in it vanishes"):
+            opened()
+
+    def once(path: str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        monkeypatch.undo()
+        fleeting(path, mode, dir_fd=dir_fd)
+
+    monkeypatch.setattr(os, "mkdir", once)
+    assert fill(opened(), 1)
+
+
+def test_leftovers_that_another_store_takes_first(
+    opened: Callable[..., SpillStore],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(spill, "_names", lambda *arguments: [f"{1:020d}-1"])
+    assert opened().pending_count == 0
+    assert not caplog.records
+
+
 def test_what_is_not_ours_is_left_alone(opened: Callable[..., SpillStore], folder: Path) -> None:
     dead = opened()
     fill(dead, 1)
@@ -535,11 +621,8 @@ def test_after_close(opened: Callable[..., SpillStore]) -> None:
 
 
 def test_a_forgotten_store_does_not_keep_the_records(folder: Path) -> None:
-    store = SpillStore(folder, max_bytes=LARGE)
-    fill(store, 1)
     with pytest.warns(ResourceWarning, match="was not closed"):
-        del store
-        gc.collect()
+        fill(SpillStore(folder, max_bytes=LARGE), 1)
     again = SpillStore(folder, max_bytes=LARGE)
     assert taken_numbers(again) == [1]
     again.close()
@@ -598,6 +681,7 @@ def test_a_flipped_bit_never_gives_a_wrong_record(bit: int) -> None:
     image[bit // 8] ^= 1 << bit % 8
     with left_behind(bytes(image)) as folder:
         store = SpillStore(folder, max_bytes=LARGE)
+        assert store.pending_count == 6 or bit // 8 >= 24 or bit // 8 < 8
         taken = take_all(store)
         numbers = [record.timestamp_ms for _, record in taken]
         assert [record for _, record in taken] == records(*numbers)
@@ -675,6 +759,26 @@ def test_lost_records_of_a_finished_file_are_counted(
     assert "2 record(s) are missing" in caplog.text
 
 
+@pytest.mark.parametrize(("end", "lost"), [(SpillStore.close, 2), (crash, 1)])
+def test_a_file_shorter_than_what_was_settled(
+    opened: Callable[..., SpillStore], folder: Path, end: Callable[[SpillStore], None], lost: int
+) -> None:
+    clock = Clock()
+    store = opened(now=clock)
+    fill(store, *range(10))
+    taken = take_all(store)
+    clock.now += 1
+    settle_all(store, taken[:7][::-1])
+    clock.now += 1
+    settle_all(store, taken[7:8])
+    end(store)
+    os.truncate(segments(folder)[0], taken[5][0] & 0xFFFFFFFF)
+    again = opened()
+    assert (again.damaged_count, again.pending_count, again.untaken_count) == (lost, 0, 0)
+    assert again.damaged_bytes == 0
+    assert len(put_aside(folder)) == 1
+
+
 def test_a_tail_of_zeros_holds_no_records() -> None:
     with left_behind(IMAGE + bytes(5000)) as folder:
         store = SpillStore(folder, max_bytes=LARGE)
@@ -713,6 +817,19 @@ def test_a_damaged_file_is_damaged_after_a_restart_too(opened: Callable[..., Spi
         assert again.damaged_count >= 1
         assert len(put_aside(folder)) == 1
         again.close()
+
+
+def test_a_damaged_file_whose_damage_lies_before_what_waits() -> None:
+    image = bytearray(IMAGE)
+    image[STARTS[3] - 1] ^= 1
+    with left_behind(bytes(image)) as folder:
+        store = SpillStore(folder, max_bytes=LARGE)
+        settle_all(store, take_all(store)[:4])
+        store.close()
+        again = SpillStore(folder, max_bytes=LARGE)
+        settle_all(again, take_all(again))
+        again.close()
+        assert [path.read_bytes()[24:] for path in put_aside(folder)] == [image[24:]]
 
 
 def test_damage_under_a_live_store(opened: Callable[..., SpillStore], folder: Path) -> None:
@@ -1164,13 +1281,13 @@ def test_a_folder_without_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_bytes": 65535}, "spill_max_bytes=65535 is not allowed: give a whole number of 65536 or more"),
-        ({"max_bytes": True}, "spill_max_bytes=True"),
-        ({"max_bytes": 1e9}, "spill_max_bytes=1000000000.0"),
-        ({"max_bytes": "1 GB"}, "spill_max_bytes='1 GB'"),
-        ({"fsync": "sometimes"}, "spill_fsync='sometimes' is not known; allowed: never, always, interval"),
-        ({"fsync": True}, "spill_fsync=True"),
-        ({"fsync_interval_ms": 0}, "spill_fsync_interval_ms=0 is not allowed"),
+        ({"max_bytes": 65535}, "KEVEN_SPILL_BYTES=65535 is not allowed: give a whole number of 65536 or more"),
+        ({"max_bytes": True}, "KEVEN_SPILL_BYTES=True"),
+        ({"max_bytes": 1e9}, "KEVEN_SPILL_BYTES=1000000000.0"),
+        ({"max_bytes": "1 GB"}, "KEVEN_SPILL_BYTES='1 GB'"),
+        ({"fsync": "sometimes"}, "KEVEN_SPILL_FSYNC='sometimes' is not known; allowed: never, always, interval"),
+        ({"fsync": True}, "KEVEN_SPILL_FSYNC=True"),
+        ({"fsync_interval_ms": 0}, "fsync_interval_ms=0 is not allowed"),
     ],
 )
 def test_wrong_arguments(folder: Path, options: dict[str, Any], message: str) -> None:
