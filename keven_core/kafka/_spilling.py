@@ -244,8 +244,8 @@ class Spilling:
             again: list[tuple[int, SpillRecord]] = []
             # By content: of records that are alike in everything it does not matter which one failed.
             failed: dict[Any, list[Delivery]] = {}
-            for story in stories:
-                failed.setdefault(_content(story), []).append(story)
+            for delivery in stories:
+                failed.setdefault(_content(delivery), []).append(delivery)
             for sequence, record in sent:
                 alike = failed.get(_content(record)) if failed else None
                 story = alike.pop() if alike else None

@@ -102,13 +102,16 @@ cdef extern from *:
         keven_slab *slabs;
         int64_t max_message_bytes;
         int64_t held;             /* slots that have not come back */
-        int eager;                /* the sender never dozes: no linger to hide it behind */
+        int eager;                /* no linger: messages are handed over at once, answers taken by whoever waits */
         char apart[64];
         /* both */
         keven_queue outbox;       /* slots: application to sender */
         keven_queue returned;     /* slots: sender to application */
         keven_queue events;       /* librdkafka's events but delivery reports: sender to application */
-        atomic_int asleep;
+        atomic_int asleep;        /* the sender has to be woken when something is pushed */
+        _Atomic uint64_t handed;  /* of what was pushed, librdkafka has got so many */
+        atomic_int awaited;       /* messages that event loops wait for */
+        atomic_int takers;        /* threads that wait and take delivery reports themselves */
         atomic_int stop;
         atomic_int ended;         /* no more messages are taken: closed, or librdkafka can't go on */
         atomic_int watched;       /* somebody wants to know of every message that comes back */
@@ -117,6 +120,8 @@ cdef extern from *:
         _Atomic uint64_t moves;   /* how often messages have come back */
         _Atomic(keven_loop *) loops;
         pthread_mutex_t lock;
+        pthread_mutex_t taking;   /* held by the thread that takes delivery reports; never taken under the other */
+        pthread_cond_t pushed;
         pthread_cond_t moved;
         pthread_cond_t called;
         pthread_t thread;
@@ -200,6 +205,8 @@ cdef extern from *:
         pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     #endif
         pthread_mutex_init(&sender->lock, NULL);
+        pthread_mutex_init(&sender->taking, NULL);
+        pthread_cond_init(&sender->pushed, &attributes);
         pthread_cond_init(&sender->moved, &attributes);
         pthread_cond_init(&sender->called, &attributes);
         pthread_condattr_destroy(&attributes);
@@ -222,9 +229,11 @@ cdef extern from *:
         keven_queue_free(&sender->outbox);
         keven_queue_free(&sender->returned);
         keven_queue_free(&sender->events);
+        pthread_cond_destroy(&sender->pushed);
         pthread_cond_destroy(&sender->moved);
         pthread_cond_destroy(&sender->called);
         pthread_mutex_destroy(&sender->lock);
+        pthread_mutex_destroy(&sender->taking);
         free(sender);
     }
 
@@ -273,6 +282,35 @@ cdef extern from *:
         if (atomic_load(&sender->moves) == seen) keven_wait(&sender->moved, &sender->lock, timeout_ms);
         atomic_fetch_sub(&sender->waiting, 1);
         pthread_mutex_unlock(&sender->lock);
+    }
+
+    /* Wait until there is something to do for the sender thread, `timeout_ms` at most. */
+    static inline void keven_await_push(keven_sender *sender, long timeout_ms) {
+        pthread_mutex_lock(&sender->lock);
+        if (keven_queue_ready(&sender->outbox) == 0 && !atomic_load(&sender->stop)
+            && (!atomic_load(&sender->awaited) || atomic_load(&sender->takers)))
+            keven_wait(&sender->pushed, &sender->lock, timeout_ms);
+        pthread_mutex_unlock(&sender->lock);
+    }
+
+    static inline void keven_wake_sender(keven_sender *sender) {
+        pthread_mutex_lock(&sender->lock);
+        pthread_cond_signal(&sender->pushed);
+        pthread_mutex_unlock(&sender->lock);
+    }
+
+    static inline int keven_start_taking(keven_sender *sender, int wait) {
+        return (wait ? pthread_mutex_lock(&sender->taking) : pthread_mutex_trylock(&sender->taking)) == 0;
+    }
+
+    /* Whoever waits beside the thread that took delivery reports may take them next. */
+    static inline void keven_stop_taking(keven_sender *sender) {
+        pthread_mutex_unlock(&sender->taking);
+        if (atomic_load(&sender->takers)) {
+            pthread_mutex_lock(&sender->lock);
+            pthread_cond_broadcast(&sender->moved);
+            pthread_mutex_unlock(&sender->lock);
+        }
     }
 
     /* Wait until the attendant is called, `timeout_ms` at most; whether it was. Without the GIL. */
@@ -383,6 +421,9 @@ cdef extern from *:
         Queue returned
         Queue events
         int asleep
+        uint64_t handed
+        int awaited
+        int takers
         int stop
         int ended
         int watched
@@ -404,6 +445,10 @@ cdef extern from *:
     Slot *take_slot "keven_take_slot"(Sender *sender) noexcept nogil
     void free_slot "keven_free_slot"(Sender *sender, Slot *slot) noexcept nogil
     void await_moves "keven_await_moves"(Sender *sender, uint64_t seen, long timeout_ms) noexcept nogil
+    void await_push "keven_await_push"(Sender *sender, long timeout_ms) noexcept nogil
+    void wake_sender "keven_wake_sender"(Sender *sender) noexcept nogil
+    bint start_taking "keven_start_taking"(Sender *sender, bint wait) noexcept nogil
+    void stop_taking "keven_stop_taking"(Sender *sender) noexcept nogil
     int await_call "keven_await_call"(Sender *sender, long timeout_ms) noexcept nogil
     void call_attendant "keven_call_attendant"(Sender *sender) noexcept nogil
     void tell "keven_tell"(Sender *sender) noexcept nogil

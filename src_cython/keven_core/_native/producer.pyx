@@ -56,6 +56,8 @@ cdef enum:
     # How often the sender comes back after 1 ms, while there is nothing to send, before it sleeps until it is woken:
     # an application that logs every now and then is spared the system call.
     DOZES = 5
+    # After so many times 20 ms a client that does not give its messages back is abandoned.
+    PURGE_ROUNDS = 500
     # How long a waiting thread stays away from signals and from what others may have collected for it.
     SLICE_MS = 50
 
@@ -161,10 +163,22 @@ cdef int _hand_over(Sender *sender, Slot *slot) noexcept nogil:
     return code
 
 
+cdef bint _take_turn(Sender *sender, int timeout_ms, bint wait) noexcept nogil:
+    """_take_reports(), by one thread at a time; false: another one does it, and it was not to be waited for."""
+    if not start_taking(sender, wait):
+        return False
+    _take_reports(sender, timeout_ms)
+    stop_taking(sender)
+    return True
+
+
 cdef void _refuse(Sender *sender, Slot *slot, int code) noexcept nogil:
     slot.err = <int16_t>code
     slot.status = RD_KAFKA_MSG_STATUS_NOT_PERSISTED
+    start_taking(sender, True)
     _give_back(sender, slot)
+    tell(sender)
+    stop_taking(sender)
 
 
 cdef bint _send_some(Sender *sender) noexcept nogil:
@@ -183,15 +197,36 @@ cdef bint _send_some(Sender *sender) noexcept nogil:
         code = _hand_over(sender, slot)
         # One FIFO: while librdkafka's queue is full, this very message is tried again before any later one.
         while code == RD_KAFKA_RESP_ERR__QUEUE_FULL and not sender.stop:
-            _take_reports(sender, 10)
+            _take_turn(sender, 10, True)
             code = _hand_over(sender, slot)
         if code != 0:
             _refuse(sender, slot, code)
             refused = True
+    sender.handed = sender.handed + count
     if refused:
-        tell(sender)
         call_attendant(sender)
     return True
+
+
+cdef void _send_eagerly(Sender *sender) noexcept nogil:
+    """One turn of the sender thread of an eager producer.
+
+    A thread that waits for its message hands it over and takes the answer itself, which saves two changes of threads.
+    What is left for this one: messages that event loops wait for, many at once, and what nobody waits for any more.
+    """
+    if _send_some(sender):
+        _take_turn(sender, 0, False)
+        return
+    sender.asleep = 1
+    fence()
+    if queue_ready(&sender.outbox) == 0 and not sender.stop:
+        if sender.awaited and not sender.takers:
+            _take_turn(sender, 100, True)
+        else:
+            await_push(sender, 100)
+            if not sender.takers:
+                _take_turn(sender, 0, False)
+    sender.asleep = 0
 
 
 cdef void *_send(void *argument) noexcept nogil:
@@ -199,26 +234,24 @@ cdef void *_send(void *argument) noexcept nogil:
     cdef Sender *sender = <Sender *>argument
     cdef int idle = 0
     while not sender.stop:
-        if _send_some(sender):
+        if sender.eager:
+            _send_eagerly(sender)
+        elif _send_some(sender):
             idle = 0
-            _take_reports(sender, 0)
-        elif idle < DOZES and not sender.eager:
+            _take_turn(sender, 0, True)
+        elif idle < DOZES:
             idle += 1
-            _take_reports(sender, 1)
+            _take_turn(sender, 1, True)
         else:
             sender.asleep = 1
-            if sender.eager:
-                fence()
-            else:
-                # Without a fence in append(): whoever did not see `asleep` has published its message by the end of 1 ms.
-                _take_reports(sender, 1)
+            # Without a fence in append(): whoever did not see `asleep` has published its message by the end of 1 ms.
+            _take_turn(sender, 1, True)
             if queue_ready(&sender.outbox) == 0 and not sender.stop:
-                _take_reports(sender, 1000)
+                _take_turn(sender, 1000, True)
             sender.asleep = 0
             idle = 0 if queue_ready(&sender.outbox) else DOZES
     while queue_ready(&sender.outbox):
         _refuse(sender, <Slot *>queue_pop(&sender.outbox), RD_KAFKA_RESP_ERR__PURGE_QUEUE)
-    tell(sender)
     return NULL
 
 
@@ -512,7 +545,7 @@ cdef class Producer(Client):
             warnings.warn("unclosed producer: call close()", ResourceWarning, stacklevel=1)
             self._halt()
             self._drop_queues()
-        if self.sender != NULL:
+        if self.sender != NULL and not self.handle.abandoned:
             free_sender(self.sender)
 
     cdef rd_kafka_event_t *_next_event(self) noexcept:
@@ -557,9 +590,8 @@ cdef class Producer(Client):
         """Queue one message. Takes references to `owner` and `key` (bytes or None), and `extra` over, also on error."""
         cdef Sender *sender = self.sender
         cdef Slot *slot = take_slot(sender)
-        if slot == NULL or queue_push(&sender.outbox, slot) != 0:
-            if slot != NULL:
-                free_slot(sender, slot)
+        cdef bint direct = False
+        if slot == NULL:
             _free_extra(extra)
             raise MemoryError()
         Py_INCREF(owner)
@@ -577,18 +609,37 @@ cdef class Producer(Client):
             Py_INCREF(key)
             slot.key = <PyObject *>key
             size += PyBytes_GET_SIZE(key)
+        if sender.eager and sender.handed == queue_pushed(&sender.outbox):
+            # Nothing is before it. What librdkafka refuses goes to the sender, which knows what to do with it.
+            direct = _hand_over(sender, slot) == 0
+        if not direct and queue_push(&sender.outbox, slot) != 0:
+            free_slot(sender, slot)
+            _free_extra(extra)
+            Py_XDECREF(slot.key)
+            Py_XDECREF(slot.owner)
+            raise MemoryError()
         account.produced += 1
         account.held_bytes += size
         if scope != NULL:
             scope.produced += 1
         sender.held += 1
         alive.deliveries += 1
-        queue_publish(&sender.outbox)
-        if sender.eager:
+        if not sender.eager:
+            queue_publish(&sender.outbox)
+            if sender.asleep:
+                sender.asleep = 0
+                api.queue_yield(sender.queue)
+            return 0
+        if extra != NULL and extra.waiter != NULL:
+            sender.awaited = sender.awaited + 1
+        if not direct:
+            queue_publish(&sender.outbox)
             fence()
-        if sender.asleep:
+        if sender.asleep and (not direct or (extra != NULL and extra.waiter != NULL)):
             sender.asleep = 0
-            api.queue_yield(sender.queue)
+            wake_sender(sender)
+            if not direct:
+                api.queue_yield(sender.queue)
         return 0
 
     cdef bint has_room(self, Account *account, Py_ssize_t size) noexcept:
@@ -613,10 +664,20 @@ cdef class Producer(Client):
     def _await_moves(self, uint64_t seen, double left_s):
         """Wait for messages to come back, for a slice at most; then signals and, without an attendant, events."""
         cdef long slice_ms = min(SLICE_MS, <long>(left_s * 1000) + 1)
+        cdef Sender *sender = self.sender
         self._rk()
         self.handle.calls += 1
-        with nogil:
-            await_moves(self.sender, seen, slice_ms)
+        if sender.eager:
+            sender.takers = sender.takers + 1
+            with nogil:
+                if sender.moves == seen and not _take_turn(sender, slice_ms, False):
+                    await_moves(sender, seen, slice_ms)
+            sender.takers = sender.takers - 1
+            if sender.awaited and not sender.takers:
+                wake_sender(sender)
+        else:
+            with nogil:
+                await_moves(sender, seen, slice_ms)
         self.handle.calls -= 1
         PyErr_CheckSignals()
         self._rk()
@@ -705,6 +766,7 @@ cdef class Producer(Client):
                     self.first_failure = _delivery_of(slot)
                 self.announced += 1
         if extra != NULL and extra.waiter != NULL:
+            self.sender.awaited = self.sender.awaited - 1
             try:
                 gate = <LoopGate>extra.gate
                 gate.done.append((<object>extra.waiter, None if slot.err == 0 else _delivery_of(slot)))
@@ -896,33 +958,41 @@ cdef class Producer(Client):
     cdef int _halt(self) noexcept:
         """End the sender thread, take back what was not sent, and let go of topics and gates; how many there were."""
         cdef Sender *sender = self.sender
+        cdef rd_kafka_event_t *event
         cdef LoopGate gate
         cdef Topic topic
         cdef int left
+        cdef int rounds = 0
         if sender == NULL:
             return 0
         with nogil:
             sender.stop = 1
+            wake_sender(sender)
             api.queue_yield(sender.queue)
             join_thread(sender)
         self.collect(ALL)
         left = sender.held
         # What was handed over comes back by its delivery reports, purged.
-        while sender.held:
+        while sender.held and rounds < PURGE_ROUNDS:
             with nogil:
                 api.purge(sender.rk, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT)
                 _take_reports(sender, 20)
             self.collect(ALL)
-        try:
-            self._pass_events()
-        except Exception as error:
-            warnings.warn(f"an event of a producer that ends: {error}", RuntimeWarning, stacklevel=1)
+            rounds += 1
+        if sender.held:
+            self.handle.abandoned = True  # librdkafka may still read what these messages own
+        # Not passed on: the application is told of failures by the messages themselves.
+        while queue_ready(&sender.events):
+            event = <rd_kafka_event_t *>queue_pop(&sender.events)
+            with nogil:
+                api.event_destroy(event)
         for topic in self.topics.values():
             with nogil:
                 api.topic_destroy(topic.rkt)
         self.topics.clear()
         for gate in self.gates:
             gate._shut()
+        self.gates = []
         return left
 
 
