@@ -25,10 +25,20 @@ changes, `Settings(...)` does not read it at all. An empty variable counts as no
 
 SECTIONS = [
     ("Consuming", ("kafka_address", "batch_", "prefetch_", "max_payload_", "commit_", "close_", "auto_offset_")),
-    ("Publishing", ("codec", "max_message_", "create_topics")),
+    (
+        "Publishing",
+        ("codec", "max_message_", "linger_", "log_", "spill_", "compression", "acks", "idempotence", "create_topics"),
+    ),
     ("Security", ("security_", "sasl_", "ssl_", "allow_insecure")),
     ("Everything else", ("rdkafka_options",)),
 ]
+
+PUBLISHING = """\
+Loggers heed all of these; the producer of retry and dead-letter copies has fixed values ("Not settings", below).
+`KafkaLogger` sends each message at once, whatever `KEVEN_LINGER_MS` says. `KEVEN_ACKS=1` or `0` turns idempotence off,
+with a warning unless `KEVEN_IDEMPOTENCE=false` says the same; `KEVEN_IDEMPOTENCE=true` beside it is an error.
+
+"""
 
 SECURITY = """\
 Passwords appear in no repr, log line or error message. `sasl_mechanism="OAUTHBEARER"` takes its token from a callback
@@ -40,7 +50,8 @@ returns (token, expiry in seconds since the epoch, principal).
 REST = """\
 Further librdkafka properties, in the environment (`KEVEN_RDKAFKA_OPTIONS=fetch.min.bytes=100,debug=cgrp`) or in code
 (`Settings(rdkafka_options={...})`). They win over the other settings; those that do not concern a producer are left out
-there.
+there, and `partitioner` everywhere but in loggers, where `murmur2_random` is the default: a key gets the partition that
+Java services give it.
 
 """
 
@@ -54,10 +65,23 @@ These librdkafka properties have one value, for the reason given:
 | `check.crcs` | `true` | a damaged message would reach the decoder |
 | `enable.metrics.push` | `false` | metrics would be pushed to the broker without having been asked for (KIP-714) |
 | `enable.auto.offset.store` | `false` | an offset is stored when all handlers of its record have returned |
-| `acks` | `all` | a message counts when every in-sync replica has it |
-| `enable.idempotence` | `true` | a repeated send makes no duplicate and keeps the order |
-| `partitioner` | `murmur2_random` | a key gets the partition that Java services give it |
 | `allow.auto.create.topics` | `false` | a wrong name is an error instead of a new topic |
+| `topic.metadata.propagation.max.ms` | `5000` | after that time the messages for a topic that is missing fail |
+| `queue.buffering.max.messages` | `0` (no bound) | loggers share a producer, and one that fills its own bounds must \
+not stop the others: see `KEVEN_LOG_QUEUE_MESSAGES` |
+| `queue.buffering.max.kbytes` | `2147483647` | the same: see `KEVEN_LOG_QUEUE_BYTES` |
+
+These have one value for retry and dead-letter copies: a record counts as handled once its copy is written, so the copy
+must not get lost. Loggers have settings for them.
+
+| Property | Value | Why |
+|---|---|---|
+| `acks` | `all` | a copy counts when every in-sync replica has it |
+| `enable.idempotence` | `true` | a repeated send makes no duplicate and keeps the order |
+| `partitioner` | `murmur2_random` | a copy gets the partition that Java services give its key |
+| `compression.type` | `lz4` | cheap, and every consumer reads it |
+| `linger.ms` | `5` | copies of one batch go out together |
+| `message.max.bytes` | `1000000000` | what was accepted where it comes from has to fit |
 
 Under the new group protocol (`group.protocol=consumer`, KIP-848) the broker decides on session timeout, heartbeat
 interval and assignment strategy, so these are left out.
@@ -106,6 +130,7 @@ def settings_document() -> str:
         chosen = [setting for setting in left if setting["field"].startswith(prefixes)]
         left = [setting for setting in left if setting not in chosen]
         text += f"## {title}\n\n"
+        text += PUBLISHING if title == "Publishing" else ""
         text += SECURITY if title == "Security" else ""
         text += REST if title == "Everything else" else ""
         text += _table(chosen)

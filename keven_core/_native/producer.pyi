@@ -54,6 +54,7 @@ class Producer(Client):
     on_event: Callable[[_ClientEvent], object] | None
     on_topic: Callable[[str], object] | None
     on_failure: Callable[[int, Delivery], object] | None
+    replaced: bool
     def __init__(self, options: dict[str, str], on_event: Callable[[Any], object] | None = None) -> None: ...
     @property
     def attended(self) -> bool: ...

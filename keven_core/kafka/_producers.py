@@ -151,6 +151,7 @@ def shared_producer(
         producer = _producers.get(key)
         if producer is not None and producer.client.fatal:
             logger.error("a producer can't go on and is replaced; what it had under way is reported as failed")
+            producer.client.replaced = True
             threading.Thread(target=producer.close, args=(0,), name="keven-close", daemon=True).start()
             producer = None
         if producer is None or producer.client.closed:

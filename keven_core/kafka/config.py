@@ -480,6 +480,9 @@ class Settings:
     def producer_options(self, address: str, client_id: str, *, linger_ms: int) -> dict[str, str]:
         """librdkafka properties of a producer that loses nothing: of retry and dead-letter copies."""
         options = self.client_options(address, client_id)
+        given = options.get(_IN_FLIGHT, "5")
+        if given.isdigit() and int(given) > 5:
+            del options[_IN_FLIGHT]  # for loggers that are not idempotent
         options.update(
             {
                 "acks": "all",
@@ -514,6 +517,14 @@ class Settings:
             }
         )
         options.update({key: value for key, value in self.rdkafka_options.items() if key in _PRODUCER_OPTIONS})
+        in_flight = self.rdkafka_options.get(_IN_FLIGHT)
+        if in_flight is not None:
+            if idempotent and (not in_flight.isdigit() or int(in_flight) > 5):
+                raise ConfigurationError(
+                    f"KEVEN_RDKAFKA_OPTIONS: {_IN_FLIGHT}={in_flight} does not go with idempotence, which allows 1 to "
+                    f"5: lower it, or set KEVEN_IDEMPOTENCE=false"
+                )
+            options[_IN_FLIGHT] = in_flight
         return options
 
 
@@ -521,6 +532,8 @@ class Settings:
 def _warn_once(text: str) -> None:
     logger.warning("%s", text)
 
+
+_IN_FLIGHT = "max.in.flight.requests.per.connection"
 
 # Options of loggers alone: a consumer would warn of them, and copies of messages keep what producer_options() says.
 _PRODUCER_OPTIONS = frozenset({"partitioner"})

@@ -1,27 +1,34 @@
 """Settings whose effect only a real broker shows."""
 
+import logging
+import struct
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from real_services import (
     Load,
     Services,
     Worker,
+    admin_of,
     assert_delivered,
     committed,
     load_value,
     read_topic,
     send,
+    wait_until,
     wait_until_all_handled,
 )
 
 from keven_core.kafka import Event
 from keven_core.kafka._producers import close_producers
-from keven_core.kafka.config import Settings
-from keven_core.kafka.errors import MessageTooLargeError
+from keven_core.kafka.config import Settings, _warn_once
+from keven_core.kafka.errors import KafkaTimeoutError, MessageTooLargeError, QueueFullError
 from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+from keven_core.testing.proxy import PRODUCE
+from keven_core.testing.pytest_plugin import skip_without_kafka
 from keven_core.testing.real_kafka import RealKafka
 
 pytestmark = pytest.mark.real_kafka
@@ -198,6 +205,276 @@ def test_max_message_bytes(address: str, make_topic: Callable[..., str]) -> None
     assert logger.flush() == 1
     assert [len(message.value() or b"") for message in read_topic(address, name)] == [3 * MIB]
 
+
+# --- loggers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_address(own_kafka: RealKafka, own_make_topic: Callable[..., str]) -> Iterator[str]:
+    """The own broker, behind its proxy, for loggers in this process: their producers end before the topics do."""
+    yield own_kafka.bootstrap_servers
+    close_producers(own_kafka.bootstrap_servers)
+
+
+def batch_logger(address: str, topic: str, timeout: float = 30, **environ: object) -> KafkaBatchLogger:
+    """A logger of its own producer's settings that has sent a first message, so that it is connected."""
+    settings = Settings.from_env({"KAFKA": address, **{name: str(value) for name, value in environ.items()}})
+    logger = KafkaBatchLogger(topic=topic, settings=settings, timeout=timeout)
+    logger.log(b"first")
+    assert logger.flush(30) == 1
+    return logger
+
+
+def wait_for_acknowledgement(logger: KafkaBatchLogger) -> None:
+    """Unlike flush() this leaves it to the logger when to send."""
+    wait_until(lambda: logger.pending_count == 0, "everything is acknowledged")
+
+
+class Batch(NamedTuple):
+    """A record batch: its size in bytes, how it is compressed, who wrote it (-1: no idempotence) and its records."""
+
+    size: int
+    codec: str
+    producer_id: int
+    records: int
+
+
+# https://kafka.apache.org/documentation/#recordbatch: baseOffset, batchLength (from the next field on),
+# partitionLeaderEpoch, magic, crc, attributes, lastOffsetDelta, baseTimestamp, maxTimestamp, producerId, producerEpoch,
+# baseSequence, number of records.
+BATCH_HEAD = struct.Struct(">qiibIhiqqqhii")
+CODECS = ("none", "gzip", "snappy", "lz4", "zstd")  # the lowest three bits of the attributes
+
+
+def batches_of(kafka: RealKafka, topic: str) -> list[Batch]:
+    """What a broker keeps of a topic with one partition, without the message that batch_logger() has sent.
+
+    Brokers keep batches as producers made them, so the first segment's file shows what was sent.
+    """
+    data = (kafka.folder / "node-1" / "data" / f"{topic}-0" / f"{0:020}.log").read_bytes()
+    found, position = [], 0
+    while position < len(data):
+        _, length, _, magic, _, attributes, _, _, _, producer_id, _, _, records = BATCH_HEAD.unpack_from(data, position)
+        assert magic == 2
+        found.append(Batch(length + 12, CODECS[attributes & 7], producer_id, records))
+        position += length + 12
+    assert found[0].records == 1
+    return found[1:]
+
+
+def test_linger_ms(own_kafka: RealKafka, own_address: str, own_make_topic: Callable[..., str]) -> None:
+    """Without it a message goes out at once; with it, what comes meanwhile goes out in the same request."""
+    proxy = own_kafka.proxies[0]
+    requests, took_s = {}, {}
+    for linger_ms in (0, 3000):
+        logger = batch_logger(own_address, own_make_topic(1), KEVEN_LINGER_MS=linger_ms)
+        before, started = proxy.requests_seen[PRODUCE], time.monotonic()
+        for number in range(1, 11):
+            logger.log(b"one of 10")
+            due = started + number * 0.1
+            wait_until(
+                lambda due=due, logger=logger: logger.pending_count == 0 or time.monotonic() > due,  # type: ignore[misc]
+                "it is acknowledged, or the next one is due",
+            )
+        wait_for_acknowledgement(logger)
+        took_s[linger_ms] = time.monotonic() - started
+        requests[linger_ms] = proxy.requests_seen[PRODUCE] - before
+    assert requests[0] > 5, requests
+    assert requests[3000] == 1, requests
+    assert took_s[0] < 2.5, took_s
+    assert took_s[3000] > 2.9, took_s
+
+
+def test_log_batch_messages(own_kafka: RealKafka, own_address: str, own_make_topic: Callable[..., str]) -> None:
+    proxy = own_kafka.proxies[0]
+    for environ, expected in (({"KEVEN_LOG_BATCH_MESSAGES": 70}, [70] * 10), ({}, [700])):
+        name = own_make_topic(1)
+        logger = batch_logger(own_address, name, KEVEN_LINGER_MS=1000, **environ)
+        before = proxy.requests_seen[PRODUCE]
+        for number in range(700):
+            logger.log(b"%d" % number)
+        wait_for_acknowledgement(logger)
+        assert [batch.records for batch in batches_of(own_kafka, name)] == expected
+        assert proxy.requests_seen[PRODUCE] - before == len(expected)
+
+
+def test_log_batch_bytes(own_kafka: RealKafka, own_address: str, own_make_topic: Callable[..., str]) -> None:
+    proxy = own_kafka.proxies[0]
+    for environ, fewest, most in (({"KEVEN_LOG_BATCH_BYTES": 20_000}, 11, 13), ({}, 1, 1)):
+        name = own_make_topic(1)
+        logger = batch_logger(own_address, name, KEVEN_LINGER_MS=1000, KEVEN_COMPRESSION="none", **environ)
+        before = proxy.requests_seen[PRODUCE]
+        for _ in range(200):
+            logger.log(b"x" * 1000)
+        wait_for_acknowledgement(logger)
+        batches = batches_of(own_kafka, name)
+        assert fewest <= len(batches) <= most, batches
+        assert proxy.requests_seen[PRODUCE] - before == len(batches)
+        assert max(batch.size for batch in batches) <= environ.get("KEVEN_LOG_BATCH_BYTES", 1_000_000)
+        # One message may be larger than a batch: it is one by itself.
+        logger.log(b"y" * 100_000)
+        logger.log(b"z")
+        wait_for_acknowledgement(logger)
+        rest = batches_of(own_kafka, name)[len(batches) :]
+        assert [batch.records for batch in rest] == ([1, 1] if environ else [2])
+
+
+@pytest.mark.parametrize("codec", [None, *CODECS])
+def test_compression(
+    own_kafka: RealKafka, own_address: str, own_make_topic: Callable[..., str], codec: str | None
+) -> None:
+    name = own_make_topic(1)
+    logger = batch_logger(own_address, name, **({"KEVEN_COMPRESSION": codec} if codec else {}))
+    values = [b"%d " % number + b"compressible " * 40 for number in range(1000)]
+    for value in values:
+        logger.log(value)
+    assert logger.flush() == 1001
+    batches = batches_of(own_kafka, name)
+    # A batch that would not get smaller is sent as it is: one of a single message, say.
+    assert {batch.codec for batch in batches if batch.records > 10} == {codec or "lz4"}
+    size, plain = sum(batch.size for batch in batches), sum(map(len, values))
+    assert size > plain if codec == "none" else size < plain / 5
+    assert [message.value() for message in read_topic(own_kafka.direct_bootstrap_servers, name)[1:]] == values
+
+
+@pytest.mark.parametrize(
+    ("environ", "idempotent"),
+    [
+        ({}, True),
+        ({"KEVEN_IDEMPOTENCE": "true"}, True),
+        ({"KEVEN_IDEMPOTENCE": "false"}, False),
+        ({"KEVEN_ACKS": "1"}, False),
+    ],
+    ids=str,
+)
+def test_idempotence(
+    own_kafka: RealKafka,
+    own_address: str,
+    own_make_topic: Callable[..., str],
+    environ: dict[str, object],
+    idempotent: bool,
+) -> None:
+    """When an acknowledgement is lost the request is sent again; then the message must not be there twice."""
+    name = own_make_topic(1)
+    logger = batch_logger(own_address, name, **environ)
+    proxy = own_kafka.proxies[0]
+    proxy.cut_on_api(PRODUCE, on="response", times=1)
+    logger.log(b"sent twice")
+    assert logger.flush() == 2
+    assert proxy.requests_hit[PRODUCE] >= 1
+    values = [message.value() for message in read_topic(own_kafka.direct_bootstrap_servers, name)]
+    assert values == [b"first", b"sent twice"] + ([] if idempotent else [b"sent twice"])
+    assert {batch.producer_id >= 0 for batch in batches_of(own_kafka, name)} == {idempotent}
+
+
+def test_acks(caplog: pytest.LogCaptureFixture) -> None:
+    """Of two brokers first the one that follows is paused, then the leader: who waits for them, and who does not."""
+    skip_without_kafka(own_broker=True)
+    _warn_once.cache_clear()
+    caplog.set_level(logging.WARNING, "keven_core.kafka")
+    with RealKafka(2, heap="300m") as kafka:
+        address = kafka.bootstrap_servers
+        kafka.create_topic("acks", replication_factor=2)
+        leader = admin_of(address).list_topics("acks", timeout=20).topics["acks"].partitions[0].leader
+        loggers = {acks: batch_logger(address, "acks", KEVEN_ACKS=acks) for acks in ("all", "1", "0")}
+        KafkaLogger(topic="acks", settings=Settings.from_env({"KAFKA": address, "KEVEN_ACKS": "1"})).log(b"single")
+        # One for each value, however many loggers there are.
+        warnings = [message for message in caplog.messages if "idempotence is off" in message]
+        assert [message.partition(":")[0] for message in warnings] == ["KEVEN_ACKS=1", "KEVEN_ACKS=0"]
+        count = 1
+        for paused, waiting in ((3 - leader, {"all"}), (leader, {"all", "1"})):
+            kafka.pause(paused)
+            for acks, logger in loggers.items():
+                logger.log(f"{acks} {paused}")
+            count += 1
+            for acks, logger in loggers.items():
+                if acks in waiting:
+                    with pytest.raises(KafkaTimeoutError):
+                        logger.flush(1)
+                else:
+                    assert logger.flush(1) == count
+            kafka.resume(paused)
+            for logger in loggers.values():
+                assert logger.flush(30) == count
+        expected = {b"first", b"single"} | {b"%s %d" % (acks.encode(), node) for acks in loggers for node in (1, 2)}
+        wait_until(
+            lambda: {message.value() for message in read_topic(address, "acks")} == expected,
+            "what nobody has acknowledged is there too",
+        )
+        close_producers(address)
+
+
+@pytest.mark.parametrize(
+    ("environ", "fits"),
+    [({"KEVEN_LOG_QUEUE_MESSAGES": 50}, 50), ({"KEVEN_LOG_QUEUE_BYTES": 10_240}, 10)],
+    ids=str,
+)
+def test_the_bounds_of_the_queue(
+    own_kafka: RealKafka, own_address: str, own_make_topic: Callable[..., str], environ: dict[str, object], fits: int
+) -> None:
+    """While no broker can be reached a logger takes so much, then log() waits for its timeout and says why."""
+    name, proxy = own_make_topic(1), own_kafka.proxies[0]
+    logger, other = (batch_logger(own_address, name, timeout=1, **environ) for _ in range(2))
+    proxy.cut(refuse=True)
+    values = [b"%04d" % number + b"x" * 1020 for number in range(fits)]
+    for value in values:
+        logger.log(value)
+    started = time.monotonic()
+    with pytest.raises(QueueFullError) as caught:
+        logger.log(b"one too many")
+    assert 0.9 < time.monotonic() - started < 5
+    for part in (f"{fits} messages", f"{fits * 1024} bytes", *environ, name):
+        assert part in str(caught.value)
+    other.log(b"of another logger")  # they share the producer, and not the bounds
+    proxy.restore()
+    assert logger.flush(30) == 1 + fits
+    assert other.flush(30) == 2
+    logger.log(b"there is room again")
+    assert logger.flush(30) == 2 + fits
+    written = [message.value() for message in read_topic(own_kafka.direct_bootstrap_servers, name)]
+    assert written == [b"first", b"first", *values, b"of another logger", b"there is room again"]
+
+
+def murmur2(data: bytes) -> int:
+    """org.apache.kafka.common.utils.Utils.murmur2, as an unsigned number."""
+    length, factor = len(data), 0x5BD1E995
+    found = 0x9747B28C ^ length
+    for position in range(0, length - 3, 4):
+        word = int.from_bytes(data[position : position + 4], "little") * factor & 0xFFFFFFFF
+        word = (word ^ word >> 24) * factor & 0xFFFFFFFF
+        found = found * factor & 0xFFFFFFFF ^ word
+    rest = data[length & ~3 :]
+    if rest:
+        found = (found ^ int.from_bytes(rest, "little")) * factor & 0xFFFFFFFF
+    found = (found ^ found >> 13) * factor & 0xFFFFFFFF
+    return found ^ found >> 15
+
+
+@pytest.mark.parametrize(
+    ("option", "partition_of"),
+    [(None, lambda key: murmur2(key) & 0x7FFFFFFF), ("partitioner=consistent", zlib.crc32)],
+    ids=["default", "consistent"],
+)
+def test_partitioner(
+    address: str, make_topic: Callable[..., str], option: str | None, partition_of: Callable[[bytes], int]
+) -> None:
+    # From Kafka's own UtilsTest.testMurmur2.
+    known = {b"21": -973932308, b"foobar": -790332482, b"a-little-bit-long-string": -985981536, b"abc": 479470107}
+    assert {key: murmur2(key) for key in known} == {key: value & 0xFFFFFFFF for key, value in known.items()}
+    name, partitions = make_topic(7), 7
+    logger = batch_logger(address, name, **({"KEVEN_RDKAFKA_OPTIONS": option} if option else {}))
+    keys = [b"", *known, "ключ".encode(), bytes(range(128, 256)), b"k" * 1000, *(b"%d" % n for n in range(200))]
+    for key in keys:
+        logger.log(b"plain", key=key)
+        logger.log(b"with headers", key=key, headers={"trace": b"1"})  # goes another way through librdkafka
+    assert logger.flush() == 1 + 2 * len(keys)
+    messages = [message for message in read_topic(address, name) if message.value() != b"first"]
+    found = {(message.key(), message.partition()) for message in messages}
+    assert found == {(key, partition_of(key) % partitions) for key in keys}
+    assert {partition for _, partition in found} == set(range(partitions))
+
+
+# --- large and compressed records, members, addresses ----------------------------------------------------------------
 
 LARGE = """
 import logging, sys

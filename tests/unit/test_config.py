@@ -4,8 +4,9 @@ import dataclasses
 import itertools
 import logging
 import pickle
+import re
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from builds import ROOT
 
 from keven_core._native.consumer import Consumer
 from keven_core._native.producer import Producer
-from keven_core.kafka.config import ALLOWED_OPTIONS, DEFAULT_ADDRESS, Settings, describe_settings
-from keven_core.kafka.errors import ConfigurationError, UsageError
+from keven_core.kafka._producers import close_producers
+from keven_core.kafka.config import ALLOWED_OPTIONS, DEFAULT_ADDRESS, Settings, _warn_once, describe_settings
+from keven_core.kafka.errors import ConfigurationError, DeliveryError, KafkaTimeoutError, QueueFullError, UsageError
+from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
 
 DESCRIBED = {entry["field"]: entry for entry in describe_settings()}
 INTEGERS = [entry for entry in DESCRIBED.values() if entry["low"] is not None]
-SWITCHES = [entry for entry in DESCRIBED.values() if isinstance(entry["default"], bool)]
+SWITCHES = [entry for entry in DESCRIBED.values() if entry["unit"] == "true | false"]
 CHOICES = [entry for entry in DESCRIBED.values() if entry["choices"]]
 SECRET = "s3cr3t-Pa55"
 
@@ -41,12 +44,25 @@ def consumer_options(settings: Settings, **changes: Any) -> dict[str, str]:
     return settings.consumer_options("127.0.0.1:1", "client", "group", **{**arguments, **changes})
 
 
-def all_options(settings: Settings) -> list[dict[str, str]]:
-    return [
-        settings.client_options("127.0.0.1:1", "client"),
-        consumer_options(settings),
-        settings.producer_options("127.0.0.1:1", "client", linger_ms=5),
-    ]
+def logger_options(settings: Settings) -> dict[str, str]:
+    return settings.logger_options("127.0.0.1:1", linger_ms=settings.linger_ms)
+
+
+def all_options(settings: Settings) -> dict[str, dict[str, str]]:
+    """The producer is that of retry and dead-letter copies."""
+    return {
+        "client": settings.client_options("127.0.0.1:1", "client"),
+        "consumer": consumer_options(settings),
+        "producer": settings.producer_options("127.0.0.1:1", "client", linger_ms=5),
+        "logger": logger_options(settings),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _warned_of_nothing() -> Iterator[None]:
+    _warn_once.cache_clear()
+    yield
+    _warn_once.cache_clear()
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -94,12 +110,40 @@ def test_the_documented_defaults_of_the_issue() -> None:
         "KEVEN_AUTO_OFFSET_RESET": "earliest",
         "KEVEN_CODEC": "json",
         "KEVEN_CREATE_TOPICS": True,
+        "KEVEN_LINGER_MS": 5,
+        "KEVEN_LOG_BATCH_BYTES": 1_000_000,
+        "KEVEN_LOG_BATCH_MESSAGES": 10_000,
+        "KEVEN_LOG_QUEUE_BYTES": 64 << 20,
+        "KEVEN_LOG_QUEUE_MESSAGES": 200_000,
+        "KEVEN_COMPRESSION": "lz4",
+        "KEVEN_ACKS": "all",
+        "KEVEN_IDEMPOTENCE": None,
     }
     given = {entry["env"]: entry["default"] for entry in DESCRIBED.values()}
     assert {env: given[env] for env in expected} == expected
     defaults = Settings()
     for field, entry in DESCRIBED.items():
         assert getattr(defaults, field) == entry["default"]
+
+
+def test_what_the_document_calls_no_setting_has_that_value() -> None:
+    text = (ROOT / "docs/settings.md").read_text().partition("## Not settings")[2]
+    general, copies = (
+        dict(re.findall(r"^\| `([a-z.]+)` \| `([^`]+)`", part, re.MULTILINE))
+        for part in text.split("retry and dead-letter copies")
+    )
+    options = all_options(Settings())
+    assert general.pop("enable.auto.offset.store") == "false"  # the compiled consumer sets it
+    assert copies.pop("message.max.bytes") == "1000000000"  # the server sets it
+    for name, value in general.items():
+        assert {kind[name] for kind in options.values() if name in kind} == {value}
+    for name, value in copies.items():
+        assert options["producer"][name] == value
+    assert not ALLOWED_OPTIONS & general.keys()
+    own = {entry["kafka"] for entry in DESCRIBED.values()} | {"partitioner"}
+    assert copies.keys() == OF_PRODUCERS | {"partitioner"}
+    assert copies.keys() <= own
+    assert not own & general.keys()
 
 
 # --- reading the environment -----------------------------------------------------------------------------------------
@@ -161,7 +205,7 @@ def test_switches(entry: dict[str, Any]) -> None:
     for text in ("maybe", "2", "tru"):
         with pytest.raises(ConfigurationError, match=rf"^{env}='{text}' is not a switch: true or false$"):
             Settings.from_env({env: text})
-    for wrong in (1, "true", None):
+    for wrong in (1, "true", *([] if entry["default"] is None else [None])):
         with pytest.raises(ConfigurationError, match=rf"^{env}={wrong!r} is not a switch: true or false$"):
             Settings(**{field: wrong})
 
@@ -177,7 +221,7 @@ def test_choices(entry: dict[str, Any]) -> None:
         Settings(**{entry["field"]: 5})
 
 
-@pytest.mark.parametrize("field", ["codec", "auto_offset_reset", "security_protocol"])
+@pytest.mark.parametrize("field", ["codec", "auto_offset_reset", "security_protocol", "compression", "acks"])
 def test_none_is_no_choice_where_there_is_a_default(field: str) -> None:
     with pytest.raises(ConfigurationError, match=r"=None is not known; allowed: "):
         Settings(**{field: None})
@@ -186,7 +230,7 @@ def test_none_is_no_choice_where_there_is_a_default(field: str) -> None:
 TEXTS = [
     entry
     for entry in DESCRIBED.values()
-    if entry["default"] is None and not entry["choices"]
+    if entry["default"] is None and not entry["choices"] and entry not in SWITCHES
 ]  # fmt: skip
 
 
@@ -233,25 +277,31 @@ def test_kafka_wins_over_arguments(kafka: str | None, argument: str | None, hono
 
 # --- what the settings become ----------------------------------------------------------------------------------------
 
+EVERY = {"client", "consumer", "producer", "logger"}
+# What the loggers' producer and that of copies both have a value for.
+OF_PRODUCERS = {"linger.ms", "compression.type", "acks", "enable.idempotence"}
+
 # Per field: a value that is not the default, the text that librdkafka gets, and whose property it is.
 EFFECTS: dict[str, tuple[dict[str, Any], str, set[str]]] = {
     "prefetch_bytes": ({"prefetch_bytes": 32 << 20}, "32768", {"consumer"}),
-    "max_message_bytes": ({"max_message_bytes": 5000}, "5000", {"producer"}),
+    "max_message_bytes": ({"max_message_bytes": 5000}, "5000", {"producer", "logger"}),
+    "linger_ms": ({"linger_ms": 250}, "250", {"logger"}),
+    "log_batch_bytes": ({"log_batch_bytes": 5000}, "5000", {"logger"}),
+    "log_batch_messages": ({"log_batch_messages": 50}, "50", {"logger"}),
+    "compression": ({"compression": "zstd"}, "zstd", {"logger"}),
+    "acks": ({"acks": "1"}, "1", {"logger"}),
+    "idempotence": ({"idempotence": False}, "false", {"logger"}),
     "commit_interval_ms": ({"commit_interval_ms": 250}, "250", {"consumer"}),
     "auto_offset_reset": ({"auto_offset_reset": "error"}, "error", {"consumer"}),
-    "security_protocol": ({"security_protocol": "ssl"}, "ssl", {"client", "consumer", "producer"}),
-    "sasl_mechanism": (
-        {**SASL, "sasl_mechanism": "SCRAM-SHA-512"},
-        "SCRAM-SHA-512",
-        {"client", "consumer", "producer"},
-    ),
-    "sasl_username": ({**SASL, "sasl_mechanism": "PLAIN"}, "ada", {"client", "consumer", "producer"}),
-    "sasl_password": ({**SASL, "sasl_mechanism": "PLAIN"}, SECRET, {"client", "consumer", "producer"}),
-    "ssl_ca_file": ({"ssl_ca_file": __file__}, __file__, {"client", "consumer", "producer"}),
-    "ssl_certificate_file": ({"ssl_certificate_file": __file__}, __file__, {"client", "consumer", "producer"}),
-    "ssl_key_file": ({"ssl_key_file": __file__}, __file__, {"client", "consumer", "producer"}),
-    "ssl_key_password": ({"ssl_key_password": SECRET}, SECRET, {"client", "consumer", "producer"}),
-    "ssl_verify": ({"ssl_verify": False, "allow_insecure": True}, "false", {"client", "consumer", "producer"}),
+    "security_protocol": ({"security_protocol": "ssl"}, "ssl", EVERY),
+    "sasl_mechanism": ({**SASL, "sasl_mechanism": "SCRAM-SHA-512"}, "SCRAM-SHA-512", EVERY),
+    "sasl_username": ({**SASL, "sasl_mechanism": "PLAIN"}, "ada", EVERY),
+    "sasl_password": ({**SASL, "sasl_mechanism": "PLAIN"}, SECRET, EVERY),
+    "ssl_ca_file": ({"ssl_ca_file": __file__}, __file__, EVERY),
+    "ssl_certificate_file": ({"ssl_certificate_file": __file__}, __file__, EVERY),
+    "ssl_key_file": ({"ssl_key_file": __file__}, __file__, EVERY),
+    "ssl_key_password": ({"ssl_key_password": SECRET}, SECRET, EVERY),
+    "ssl_verify": ({"ssl_verify": False, "allow_insecure": True}, "false", EVERY),
 }
 
 
@@ -264,12 +314,13 @@ def test_every_property_of_librdkafka_has_its_effect_tested() -> None:
 def test_settings_become_properties(field: str) -> None:
     changes, expected, whose = EFFECTS[field]
     name = DESCRIBED[field]["kafka"]
-    changed = dict(zip(("client", "consumer", "producer"), all_options(Settings(**changes)), strict=True))
-    default = dict(zip(("client", "consumer", "producer"), all_options(Settings()), strict=True))
+    changed, default = all_options(Settings(**changes)), all_options(Settings())
     for kind in changed:
         if kind in whose:
             assert changed[kind][name] == expected
             assert default[kind].get(name) != expected
+        elif kind == "producer" and name in OF_PRODUCERS:
+            assert changed[kind][name] == default[kind][name]
         else:
             assert name not in changed[kind]
 
@@ -298,15 +349,31 @@ def test_consumer_arguments_become_properties() -> None:
 
 
 def test_what_no_setting_changes() -> None:
-    client, consumer, producer = all_options(Settings())
-    for options in (client, consumer, producer):
+    client, consumer, producer, logger = all_options(Settings()).values()
+    for options in (client, consumer, producer, logger):
         assert options["enable.metrics.push"] == "false"
     assert consumer["check.crcs"] == "true"
     assert consumer["fetch.queue.backoff.ms"] == "1"
     assert consumer["allow.auto.create.topics"] == "false"
     assert (producer["acks"], producer["enable.idempotence"]) == ("all", "true")
-    assert producer["partitioner"] == "murmur2_random"
-    assert producer["linger.ms"] == "5"
+    assert (producer["linger.ms"], producer["compression.type"]) == ("5", "lz4")
+    for options in (producer, logger):
+        assert options["partitioner"] == "murmur2_random"
+        assert options["topic.metadata.propagation.max.ms"] == "5000"
+        # Each logger has bounds of its own.
+        assert options["queue.buffering.max.messages"] == "0"
+        assert options["queue.buffering.max.kbytes"] == "2147483647"
+
+
+def test_by_default_loggers_send_as_copies_are_sent_but_for_their_batches() -> None:
+    _, _, producer, logger = all_options(Settings()).values()
+    assert {name for name in logger if producer.get(name) != logger[name]} == {
+        "client.id",
+        "batch.size",
+        "batch.num.messages",
+    }
+    assert producer.keys() <= logger.keys()
+    assert logger["client.id"] == "keven-logger"
 
 
 @pytest.mark.parametrize("prefetch", [1 << 20, 2 << 20, 16 << 20, 256 << 20])
@@ -323,10 +390,156 @@ def _bounds() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("changes", [{}, *_bounds()], ids=str)
 def test_librdkafka_accepts_every_bound(changes: dict[str, Any]) -> None:
     settings = Settings(**changes)
-    consumer = Consumer(consumer_options(settings))
-    assert consumer.close(2000)
-    producer = Producer(settings.producer_options("127.0.0.1:1", "client", linger_ms=5))
-    assert producer.close(1000) == 0
+    _, consumer, *producers = all_options(settings).values()
+    assert Consumer(consumer).close(2000)
+    for options in producers:
+        assert Producer(options).close(1000) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"compression": choice} for choice in DESCRIBED["compression"]["choices"]),
+        *({"acks": choice} for choice in DESCRIBED["acks"]["choices"]),
+        *({"acks": choice, "idempotence": False} for choice in DESCRIBED["acks"]["choices"]),
+        {"acks": "all", "idempotence": True},
+        {"log_batch_bytes": 2_147_483_647, "max_message_bytes": 1000},
+        {"log_batch_bytes": 1, "max_message_bytes": 1_000_000_000},
+    ],
+    ids=str,
+)
+def test_librdkafka_accepts_every_choice_of_loggers(changes: dict[str, Any]) -> None:
+    assert Producer(logger_options(Settings(**changes))).close(1000) == 0
+
+
+# --- loggers ---------------------------------------------------------------------------------------------------------
+
+
+def test_batch_loggers_linger_and_single_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    options_of = Settings.logger_options
+
+    def options(settings: Settings, address: str, *, linger_ms: int) -> dict[str, str]:
+        asked.append(linger_ms)
+        return options_of(settings, address, linger_ms=linger_ms)
+
+    monkeypatch.setattr(Settings, "logger_options", options)
+    settings = Settings(kafka_address="127.0.0.1:1", linger_ms=77)
+    try:
+        KafkaBatchLogger(topic="nowhere", settings=settings).log(b"x")
+        with pytest.raises(KafkaTimeoutError):
+            KafkaLogger(topic="nowhere", settings=settings, timeout=0.01).log(b"x")
+    finally:
+        close_producers("127.0.0.1:1", 0)
+    assert asked == [77, 0]
+
+
+@pytest.mark.parametrize(
+    ("environ", "acks", "idempotent", "warned"),
+    [
+        ({}, "all", "true", 0),
+        ({"KEVEN_ACKS": "all"}, "all", "true", 0),
+        ({"KEVEN_IDEMPOTENCE": "true"}, "all", "true", 0),
+        ({"KEVEN_IDEMPOTENCE": "false"}, "all", "false", 0),
+        ({"KEVEN_ACKS": "1"}, "1", "false", 1),
+        ({"KEVEN_ACKS": "0"}, "0", "false", 1),
+        ({"KEVEN_ACKS": "1", "KEVEN_IDEMPOTENCE": "false"}, "1", "false", 0),
+        ({"KEVEN_ACKS": "0", "KEVEN_IDEMPOTENCE": "off"}, "0", "false", 0),
+    ],
+)
+def test_acks_decide_on_idempotence_unless_it_is_set(
+    caplog: pytest.LogCaptureFixture, environ: dict[str, str], acks: str, idempotent: str, warned: int
+) -> None:
+    settings = Settings.from_env(environ)
+    for _ in range(3):  # one warning, however many loggers there are
+        options = logger_options(settings)
+        assert (options["acks"], options["enable.idempotence"]) == (acks, idempotent)
+    assert len(caplog.messages) == warned
+    for message in caplog.messages:
+        assert f"KEVEN_ACKS={acks}" in message
+        assert "idempotence is off" in message
+    # Copies of records get lost under no setting.
+    producer = settings.producer_options("b:1", "c", linger_ms=5)
+    assert (producer["acks"], producer["enable.idempotence"]) == ("all", "true")
+
+
+@pytest.mark.parametrize("acks", ["1", "0"])
+def test_idempotence_needs_the_acknowledgement_of_all(acks: str) -> None:
+    for make in (
+        lambda: Settings.from_env({"KEVEN_ACKS": acks, "KEVEN_IDEMPOTENCE": "true"}),
+        lambda: Settings(acks=acks, idempotence=True),
+    ):
+        with pytest.raises(ConfigurationError, match=rf"^KEVEN_IDEMPOTENCE=true needs KEVEN_ACKS=all, not {acks}: "):
+            make()
+
+
+@pytest.mark.parametrize(
+    ("name", "env"),
+    [
+        ("linger.ms", "KEVEN_LINGER_MS"),
+        ("batch.size", "KEVEN_LOG_BATCH_BYTES"),
+        ("batch.num.messages", "KEVEN_LOG_BATCH_MESSAGES"),
+        ("compression.type", "KEVEN_COMPRESSION"),
+        ("acks", "KEVEN_ACKS"),
+        ("enable.idempotence", "KEVEN_IDEMPOTENCE"),
+        ("message.max.bytes", "KEVEN_MAX_MESSAGE_BYTES"),
+    ],
+)
+def test_a_property_with_a_setting_is_no_further_option(name: str, env: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^KEVEN_RDKAFKA_OPTIONS: '{name}' .*\(it has .* own: {env}\)"):
+        Settings(rdkafka_options={name: "1"})
+
+
+@pytest.mark.parametrize("name", ["queue.buffering.max.messages", "queue.buffering.max.kbytes"])
+def test_the_shared_queue_has_no_bounds_to_set(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^KEVEN_RDKAFKA_OPTIONS: '{name}' is not on the list"):
+        Settings(rdkafka_options={name: "1"})
+
+
+def test_the_partitioner_is_the_loggers_alone() -> None:
+    settings = Settings.from_env({"KEVEN_RDKAFKA_OPTIONS": "partitioner=consistent"})
+    client, consumer, producer, logger = all_options(settings).values()
+    assert "partitioner" not in client
+    assert "partitioner" not in consumer
+    assert producer["partitioner"] == "murmur2_random"
+    assert logger["partitioner"] == "consistent"
+    assert Producer(logger).close(1000) == 0
+    with pytest.raises(ConfigurationError, match=r"partitioner='nonsense'"):
+        Producer(logger_options(Settings(rdkafka_options={"partitioner": "nonsense"})))
+
+
+@pytest.mark.parametrize("key", [None, b"12345678"], ids=["no key", "key"])
+@pytest.mark.parametrize(
+    ("changes", "size", "fits"),
+    [
+        ({"log_queue_messages": 1}, 10, 1),
+        ({"log_queue_messages": 7}, 10, 7),
+        ({"log_queue_bytes": 1024}, 100, 10),
+        ({"log_queue_bytes": 1024}, 256, 4),
+        ({"log_queue_bytes": 1024}, 1025, 1),  # a message that is larger than the bound may be alone
+        ({"log_queue_bytes": 1024, "log_queue_messages": 3}, 100, 3),
+    ],
+    ids=str,
+)
+def test_the_bounds_of_a_loggers_queue(changes: dict[str, Any], size: int, fits: int, key: bytes | None) -> None:
+    settings = Settings(kafka_address="127.0.0.1:1", **changes)
+    logger, other = (KafkaBatchLogger(topic="nowhere", settings=settings, timeout=0.01) for _ in range(2))
+    value = b"x" * (size - len(key or b""))  # a key counts as much as a value
+    try:
+        for _ in range(fits):
+            logger.log(value, key=key)
+        with pytest.raises(QueueFullError) as caught:
+            logger.log(value, key=key)
+        for part in (f"{fits} messages", f"{fits * size} bytes", "KEVEN_LOG_QUEUE_MESSAGES", "KEVEN_LOG_QUEUE_BYTES"):
+            assert part in str(caught.value)
+        assert logger.pending_count == fits
+        other.log(value, key=key)  # the producer is shared, the bounds are not
+    finally:
+        close_producers("127.0.0.1:1", 0)
+    for each, count in ((logger, fits), (other, 1)):
+        with pytest.raises(DeliveryError) as failed:
+            each.flush()
+        assert failed.value.failed_count == count
 
 
 # --- further properties ----------------------------------------------------------------------------------------------
@@ -341,12 +554,12 @@ def test_further_properties_win_over_the_settings() -> None:
         "queued.max.messages.kbytes": "4096",
         "debug": "cgrp,fetch",
     }
-    client, consumer, producer = all_options(settings)
+    client, consumer, producer, logger = all_options(settings).values()
     assert consumer["fetch.min.bytes"] == "100"
     assert consumer["queued.max.messages.kbytes"] == "4096"
-    for options in (client, consumer, producer):
+    for options in (client, consumer, producer, logger):
         assert options["debug"] == "cgrp,fetch"
-    for options in (client, producer):
+    for options in (client, producer, logger):
         assert "fetch.min.bytes" not in options
         assert "queued.max.messages.kbytes" not in options
 
@@ -592,6 +805,7 @@ def test_secrets_are_in_no_error_of_the_clients(tmp_path: Path) -> None:
     for make, options in (
         (Consumer, consumer_options(settings)),
         (Producer, settings.producer_options("b:1", "c", linger_ms=5)),
+        (Producer, settings.logger_options("b:1", linger_ms=5)),
     ):
         with pytest.raises(ConfigurationError) as caught:
             make(options)
@@ -618,7 +832,20 @@ def test_errors_are_both_ours_and_value_errors() -> None:
 
 
 def test_settings_travel_to_a_worker_process() -> None:
-    settings = Settings(batch_size=7, rdkafka_options={"fetch.min.bytes": "5"}, **SASL, sasl_mechanism="PLAIN")
+    options = {"fetch.min.bytes": "5"}
+    changes: dict[str, Any] = {"batch_size": 7, "acks": "1", "idempotence": False, "rdkafka_options": options}
+    settings = Settings(**changes, **SASL, sasl_mechanism="PLAIN")
     copy = pickle.loads(pickle.dumps(settings))
     assert copy == settings
-    assert consumer_options(copy) == consumer_options(settings)
+    assert all_options(copy) == all_options(settings)
+
+
+def test_requests_in_flight_that_idempotence_does_not_allow() -> None:
+    name = "max.in.flight.requests.per.connection"
+    many = Settings(rdkafka_options={name: "10"})
+    with pytest.raises(ConfigurationError, match=rf"{name}=10 .* KEVEN_IDEMPOTENCE=false"):
+        many.logger_options("127.0.0.1:1", linger_ms=5)
+    assert name not in many.producer_options("127.0.0.1:1", "copies", linger_ms=5)
+    without = Settings(rdkafka_options={name: "10"}, idempotence=False)
+    assert without.logger_options("127.0.0.1:1", linger_ms=5)[name] == "10"
+    assert Settings(rdkafka_options={name: "2"}).logger_options("127.0.0.1:1", linger_ms=5)[name] == "2"

@@ -369,7 +369,7 @@ cdef class Client:
         cdef rd_kafka_event_t *event = <rd_kafka_event_t *>address
         cdef char reason[512]
         cdef int code = api.event_error(event)
-        if code == RD_KAFKA_RESP_ERR__FATAL:
+        if code == RD_KAFKA_RESP_ERR__FATAL or api.event_error_is_fatal(event):
             # rdkafka.h: the underlying code and reason of a fatal error come from rd_kafka_fatal_error.
             code = api.fatal_error(self.handle.rk, reason, sizeof(reason))
             return error_of(code, f"the {self.kind} can't go on", reason, True)

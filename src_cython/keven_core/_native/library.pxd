@@ -43,6 +43,7 @@ cdef struct Api:
         rd_kafka_event_t *rkev, const rd_kafka_message_t **messages, size_t size) noexcept nogil
     int (*event_error)(rd_kafka_event_t *rkev) noexcept nogil
     const char *(*event_error_string)(rd_kafka_event_t *rkev) noexcept nogil
+    int (*event_error_is_fatal)(rd_kafka_event_t *rkev) noexcept nogil
     int (*event_log)(rd_kafka_event_t *rkev, const char **fac, const char **text, int *level) noexcept nogil
     const char *(*event_stats)(rd_kafka_event_t *rkev) noexcept nogil
     const char *(*event_config_string)(rd_kafka_event_t *rkev) noexcept nogil
@@ -109,6 +110,9 @@ cdef struct Api:
     int (*produce)(
         rd_kafka_topic_t *rkt, int32_t partition, int msgflags, void *payload, size_t len, const void *key,
         size_t keylen, void *msg_opaque) noexcept nogil
+    int (*produce_batch)(
+        rd_kafka_topic_t *rkt, int32_t partition, int msgflags, rd_kafka_message_t *messages,
+        int message_cnt) noexcept nogil
     rd_kafka_error_t *(*produceva)(rd_kafka_t *rk, const rd_kafka_vu_t *vus, size_t cnt) noexcept nogil
     int (*flush)(rd_kafka_t *rk, int timeout_ms) noexcept nogil
     int (*purge)(rd_kafka_t *rk, int flags) noexcept nogil

@@ -40,4 +40,5 @@ cdef class NativeLogger:
     cdef tuple _shape_of(self, cls)
     cdef object _divert(self, HandlerScope handler, str topic, const char *text, Py_ssize_t size, owner, key, headers,
                         timestamp_ms)
-    cdef int _wait_for_room(self, DeliveryAccount deliveries, str topic, Py_ssize_t size, bint at_once) except -1
+    cdef int _wait_for_room(self, Producer client, DeliveryAccount deliveries, str topic, Py_ssize_t size,
+                            bint at_once) except -1

@@ -12,7 +12,9 @@ from libc.stdint cimport int64_t
 
 from keven_core._native.handle cimport fork_generation
 from keven_core._native.outbox cimport Account, Extra, Sender
-from keven_core._native.producer cimport DeliveryAccount, LoopGate, Producer, Topic, new_extra
+from keven_core._native.producer cimport (
+    DeliveryAccount, LoopGate, Producer, Topic, free_extra, new_extra, set_waiter
+)
 from rdkafka cimport *
 
 from contextvars import ContextVar
@@ -94,7 +96,10 @@ cdef class HandlerScope:
             if left_s <= 0:
                 return False
             for client in list(self.producers):
-                (<Producer>client).wait(account, min(left_s, 0.1))
+                try:
+                    (<Producer>client).wait(account, min(left_s, 0.1))
+                except errors.ClosedError:
+                    pass  # what it had has come back
 
     cdef int _uses(self, Producer client) except -1:
         if client not in self.producers:
@@ -169,7 +174,8 @@ cdef class NativeLogger:
     cdef int _connect(self) except -1:
         """Have a producer: the shared one of this process, a new one after a fork or when librdkafka gave up."""
         cdef Topic topic
-        if self.client is not None and self.generation == fork_generation and self.client.closed:
+        if (self.client is not None and self.generation == fork_generation and self.client.closed
+                and not self.client.replaced):
             raise errors.ClosedError("the producer of this logger was closed with its cluster: make a new logger")
         if self.client is None or self.generation != fork_generation or self.client.sender.ended:
             client, deliveries = self._open()
@@ -193,7 +199,10 @@ cdef class NativeLogger:
         cdef Py_ssize_t size = 0
         cdef Py_ssize_t key_size = 0
         cdef Extra *extra = NULL
+        cdef Producer client
+        cdef LoopGate gate
         cdef Topic target
+        cdef bint own
         cdef object owner
         cdef object future = True
         cdef Py_buffer view
@@ -212,7 +221,10 @@ cdef class NativeLogger:
             except UnicodeEncodeError as error:
                 raise errors.UsageError(f"a message has to be valid Unicode text: {error}") from None
         elif isinstance(data, (bytearray, memoryview)):
-            owner = data.obj if isinstance(data, memoryview) else None
+            try:
+                owner = data.obj if isinstance(data, memoryview) else None
+            except ValueError as error:  # it was released
+                raise errors.UsageError(f"a message can't be read: {error}") from None
             if type(owner) is bytes and data.c_contiguous:
                 PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
                 text, size = <const char *>view.buf, view.len
@@ -228,59 +240,69 @@ cdef class NativeLogger:
             owner = encode(data) if encode is not None else self._encoded(data)
             if key is None and own_key is not None:
                 key = own_key(data)
-            if not topic and not self.default_topic and own_topic is not None:
+            if topic is None and self.default_topic is None and own_topic is not None:
                 topic = own_topic if isinstance(own_topic, str) else own_topic(data)
         if text == NULL and owner is not None:
             text, size = PyBytes_AS_STRING(owner), PyBytes_GET_SIZE(owner)
 
         # Where.
-        if not topic:
+        if topic is None:
             topic = self.default_topic
             if topic is None:
                 raise errors.UsageError("the message has no topic: give the logger one, or log(data, topic=...)")
-        if isinstance(key, str):
-            key = key.encode()
-        elif key is not None and type(key) is not bytes:
-            if not isinstance(key, bytes):
-                raise errors.UsageError(f"a key has to be bytes or str, not {type(key).__name__}")
-            key = bytes(key)
+        elif not isinstance(topic, str):
+            check_topic(topic)
         if key is not None:
+            key = _key_of(key)
             key_size = PyBytes_GET_SIZE(key)
-        if timestamp_ms is not None and not (isinstance(timestamp_ms, int) and timestamp_ms > 0):
+        if timestamp_ms is not None and not (type(timestamp_ms) is int and 0 < timestamp_ms < 1 << 62):
             raise errors.UsageError(f"timestamp_ms has to be milliseconds since the epoch, not {timestamp_ms!r:.80}")
         if (handler is not None and handler.captured is not None) or self.stand_in is not None:
             return self._divert(handler, check_topic(topic), text, size, owner, key, headers, timestamp_ms)
 
-        self._connect()
-        target = self.client.topics.get(topic)
-        if target is None:
-            target = self.client.topic(check_topic(topic))
-        self.client.check_size(target.name, size + key_size)
-        if deliveries is None:
-            deliveries = self.deliveries
-        # A handler's messages are kept by its record, whose offset waits for them.
-        if (self.detour and handler is None and deliveries is self.deliveries
-                and self._keep(target.name, _value_of(owner, text, size), key, headers, timestamp_ms)):
-            return False
-        if not self.client.has_room(deliveries.account, size + key_size):
-            self.client.collect(ALL)
-            if not self.client.has_room(deliveries.account, size + key_size):
-                if (self.yields and handler is None and deliveries is self.deliveries
-                        and self._overflow(target.name, _value_of(owner, text, size), key, headers, timestamp_ms)):
-                    return False
-                self._wait_for_room(deliveries, target.name, size + key_size, loop is not None)
         if loop is not None:
-            gate = self.client.gate_of(loop)
             future = loop.create_future()
-            extra = new_extra(headers, timestamp_ms or 0, RD_KAFKA_PARTITION_UA, future, gate)
-        elif headers or timestamp_ms is not None:
-            extra = new_extra(headers, timestamp_ms or 0, RD_KAFKA_PARTITION_UA, None, None)
-        if handler is not None:
-            handler._uses(self.client)
-        self.client.append(deliveries.account, NULL if handler is None else handler.account.account, target.rkt, owner,
-                           text, size, key, extra)
+        if headers or timestamp_ms is not None or loop is not None:
+            extra = new_extra(headers, timestamp_ms or 0, RD_KAFKA_PARTITION_UA)
+        try:
+            own = deliveries is None
+            while True:
+                self._connect()
+                client = self.client
+                if own:
+                    deliveries = self.deliveries
+                target = client.topics.get(topic)
+                if target is None:
+                    target = client.topic(check_topic(topic))
+                client.check_size(target.name, size + key_size)
+                # A handler's messages are kept by its record, whose offset waits for them.
+                if self.detour and handler is None and own and self._keep(
+                        target.name, _value_of(owner, text, size), key, headers, timestamp_ms):
+                    free_extra(extra)
+                    return False
+                if not client.has_room(deliveries.account, size + key_size):
+                    client.collect(ALL)
+                if not client.has_room(deliveries.account, size + key_size):
+                    if self.yields and handler is None and own and self._overflow(
+                            target.name, _value_of(owner, text, size), key, headers, timestamp_ms):
+                        free_extra(extra)
+                        return False
+                    self._wait_for_room(client, deliveries, target.name, size + key_size, loop is not None)
+                gate = None if loop is None else client.gate_of(loop)
+                if handler is not None:
+                    handler._uses(client)
+                # What was called so far may have run anything. From here to append() nothing can come in between.
+                if not client.sender.ended and client.has_room(deliveries.account, size + key_size):
+                    break
+        except BaseException:
+            free_extra(extra)
+            raise
+        if gate is not None:
+            set_waiter(extra, future, gate)
+        client.append(deliveries.account, NULL if handler is None else handler.account.account, target.rkt, owner, text,
+                      size, key, extra)
         if deliveries.account.produced % COLLECT_EVERY == 0:
-            self.client.collect(COLLECTED)
+            client.collect(COLLECTED)
         return future
 
     cdef object _encoded(self, object data):
@@ -311,9 +333,16 @@ cdef class NativeLogger:
             self._stand_in_for(self.stand_in, topic, value, key, headers, timestamp_ms)
         return False
 
-    cdef int _wait_for_room(self, DeliveryAccount deliveries, str topic, Py_ssize_t size, bint at_once) except -1:
+    cdef int _wait_for_room(self, Producer client, DeliveryAccount deliveries, str topic, Py_ssize_t size,
+                            bint at_once) except -1:
         timeout_s = 0 if at_once else self.timeout
-        if not self.client.wait_for_room(deliveries.account, size, timeout_s):
+        try:
+            if client.wait_for_room(deliveries.account, size, timeout_s):
+                return 0
+        except errors.ClosedError:
+            if not client.replaced:
+                raise
+        else:
             raise errors.QueueFullError(
                 f"the send queue stayed full for {timeout_s:g} s ({deliveries.pending} messages, "
                 f"{deliveries.pending_bytes} bytes; see KEVEN_LOG_QUEUE_MESSAGES and KEVEN_LOG_QUEUE_BYTES); the message "
@@ -347,3 +376,14 @@ cdef object _value_of(object owner, const char *text, Py_ssize_t size):
     if owner is None or (isinstance(owner, bytes) and PyBytes_AS_STRING(owner) == text and len(owner) == size):
         return owner
     return PyBytes_FromStringAndSize(text, size)
+
+
+cdef bytes _key_of(object key):
+    if isinstance(key, str):
+        try:
+            return key.encode()
+        except UnicodeEncodeError as error:
+            raise errors.UsageError(f"a key has to be valid Unicode text: {error}") from None
+    if not isinstance(key, bytes):
+        raise errors.UsageError(f"a key has to be bytes or str, not {type(key).__name__}")
+    return key if type(key) is bytes else bytes(key)

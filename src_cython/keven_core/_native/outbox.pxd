@@ -352,6 +352,23 @@ cdef extern from *:
         }
     }
 
+    /* A loop that is woken through `fd`, armed; NULL when there is no memory. */
+    static inline keven_loop *keven_use_loop(keven_sender *sender, int fd) {
+        keven_loop *loop;
+        pthread_mutex_lock(&sender->lock);
+        for (loop = atomic_load(&sender->loops); loop != NULL && loop->fd >= 0; loop = loop->next) {}
+        if (loop == NULL && (loop = (keven_loop *)calloc(1, sizeof(keven_loop))) != NULL) {
+            loop->next = atomic_load(&sender->loops);
+            atomic_store(&sender->loops, loop);
+        }
+        if (loop != NULL) {
+            loop->fd = fd;
+            atomic_store(&loop->armed, 1);
+        }
+        pthread_mutex_unlock(&sender->lock);
+        return loop;
+    }
+
     /* A negative `fd` ends that the loop is woken. */
     static inline void keven_set_loop(keven_sender *sender, keven_loop *loop, int fd) {
         pthread_mutex_lock(&sender->lock);
@@ -453,6 +470,7 @@ cdef extern from *:
     void call_attendant "keven_call_attendant"(Sender *sender) noexcept nogil
     void tell "keven_tell"(Sender *sender) noexcept nogil
     void wake_loop "keven_wake_loop"(Loop *loop) noexcept nogil
+    Loop *use_loop "keven_use_loop"(Sender *sender, int fd) noexcept nogil
     void set_loop "keven_set_loop"(Sender *sender, Loop *loop, int fd) noexcept nogil
     int start_thread "keven_start_thread"(Sender *sender, void *(*main)(void *) noexcept nogil) noexcept nogil
     void join_thread "keven_join_thread"(Sender *sender) noexcept nogil
