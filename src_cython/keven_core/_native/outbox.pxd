@@ -28,6 +28,9 @@ cdef extern from *:
     #include <string.h>
     #include <time.h>
     #include <unistd.h>
+    #ifndef __APPLE__
+    #include <sys/prctl.h>
+    #endif
 
     #define KEVEN_CHUNK 255
     #define KEVEN_SLAB 256
@@ -387,6 +390,15 @@ cdef extern from *:
         return failed;
     }
 
+    /* For those who look at the threads of a process; called by the thread itself. */
+    static inline void keven_name_thread(void) {
+    #ifdef __APPLE__
+        pthread_setname_np("keven-sender");
+    #else
+        prctl(PR_SET_NAME, "keven-sender", 0, 0, 0);
+    #endif
+    }
+
     static inline void keven_join_thread(keven_sender *sender) {
         if (sender->running) pthread_join(sender->thread, NULL);
         sender->running = 0;
@@ -473,6 +485,7 @@ cdef extern from *:
     Loop *use_loop "keven_use_loop"(Sender *sender, int fd) noexcept nogil
     void set_loop "keven_set_loop"(Sender *sender, Loop *loop, int fd) noexcept nogil
     int start_thread "keven_start_thread"(Sender *sender, void *(*main)(void *) noexcept nogil) noexcept nogil
+    void name_thread "keven_name_thread"() noexcept nogil
     void join_thread "keven_join_thread"(Sender *sender) noexcept nogil
     const char *key_of "keven_key_of"(const Slot *slot, size_t *size) noexcept nogil
     void fence "keven_fence"() noexcept nogil

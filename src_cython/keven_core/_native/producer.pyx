@@ -273,6 +273,7 @@ cdef void *_send(void *argument) noexcept nogil:
     """The sender thread: ends when `stop` is set; what was not handed over by then goes back as purged."""
     cdef Sender *sender = <Sender *>argument
     cdef int idle = 0
+    name_thread()
     while not sender.stop:
         if sender.eager:
             _send_eagerly(sender)
