@@ -278,3 +278,5 @@ ctypedef int (*on_new_t)(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *opaq
 ctypedef int (*on_response_received_t)(rd_kafka_t *rk, int sockfd, const char *broker_name, int32_t broker_id,
                                        int16_t api_key, int16_t api_version, int32_t correlation_id, size_t size,
                                        int64_t rtt, int err, void *opaque) noexcept nogil
+ctypedef int32_t (*partitioner_t)(const rd_kafka_topic_t *rkt, const void *key, size_t key_len, int32_t partition_cnt,
+                                  void *rkt_opaque, void *msg_opaque) noexcept nogil

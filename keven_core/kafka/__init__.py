@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         start_events_receiver_server,
         start_events_receiver_server_async,
     )
+    from keven_core.kafka.log_handler import KafkaLogHandler, KafkaLogProcessor
     from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
     from keven_core.kafka.record import current_record
 
@@ -38,6 +39,8 @@ __all__ = [
     "GenericEvent",
     "KafkaBatchLogger",
     "KafkaConsumerServer",
+    "KafkaLogHandler",
+    "KafkaLogProcessor",
     "KafkaLogger",
     "MessageReceiverServer",
     "PrintRunner",
@@ -89,6 +92,7 @@ __getattr__, __dir__ = lazy_attributes(
             "start_events_receiver_server_async",
         ),
         "keven_core.kafka.config": ("Settings",),
+        "keven_core.kafka.log_handler": ("KafkaLogHandler", "KafkaLogProcessor"),
         "keven_core.kafka.logger": (
             "KafkaBatchLogger",
             "KafkaLogger",

@@ -41,8 +41,10 @@ _LOOK_UP_MS = 300
 # Between two tries to look topics up while no broker answers.
 _LOOK_UP_AGAIN_S = 1.0
 
+_Key = tuple[tuple[str, str], ...]
+
 _lock = threading.Lock()
-_producers: dict[tuple[tuple[str, str], ...], SharedProducer] = {}
+_producers: dict[_Key, SharedProducer] = {}
 
 
 class SharedProducer:
@@ -51,11 +53,12 @@ class SharedProducer:
     May be used from many threads. The attendant ends when the producer is closed.
     """
 
-    def __init__(self, settings: Settings, address: str, options: dict[str, str]) -> None:
+    def __init__(self, settings: Settings, address: str, options: dict[str, str], key: _Key) -> None:
         from keven_core._native.producer import Producer
 
         self.settings = settings
         self._address = address
+        self._key = key
         self._limiter = RateLimiter(3, 10.0)
         self._new_topics: set[str] = set()
         self._look_up_after = 0.0
@@ -74,6 +77,9 @@ class SharedProducer:
     def close(self, timeout_ms: int) -> int:
         """Send what is pending, at most `timeout_ms`, and free the producer; returns how many were not sent."""
         left = self.client.close(timeout_ms)
+        with _lock:
+            if _producers.get(self._key) is self:
+                del _producers[self._key]
         if threading.current_thread() is not self._attendant:
             self._attendant.join(1)
         return left
@@ -92,8 +98,8 @@ class SharedProducer:
             except ClosedError:
                 return
             except Exception:
-                # on_delivery, or a token callback: the application's own.
-                logger.exception("the producer's attendant goes on after an error of a callback")
+                if self._limiter.admit("attendant") is not None:
+                    logger.exception("the producer's attendant goes on after an error")
 
     def _look_up(self) -> None:
         """See that topics exist: those that are missing are created if KEVEN_CREATE_TOPICS allows it.
@@ -155,7 +161,7 @@ def shared_producer(
             threading.Thread(target=producer.close, args=(0,), name="keven-close", daemon=True).start()
             producer = None
         if producer is None or producer.client.closed:
-            producer = _producers[key] = SharedProducer(settings, address, options)
+            producer = _producers[key] = SharedProducer(settings, address, options, key)
         return producer
 
 
@@ -170,21 +176,25 @@ def close_producers(address: str, timeout_ms: int = 1000) -> None:
 
 @atexit.register
 def _close_all() -> None:
+    producers = list(_producers.values())
+    if not producers:
+        return
+    from keven_core._native.producer import untold_failures
+
     deadline = time.monotonic() + _EXIT_FLUSH_S
+    before = untold_failures()
     lost = 0
-    for producer in list(_producers.values()):
+    for producer in producers:
         try:
             lost += producer.close(max(100, int((deadline - time.monotonic()) * 1000)))
         except KafkaError as error:
             print(f"keven_core: while closing a producer: {error}", file=sys.stderr)
-    if _producers:
-        from keven_core._native.producer import untold_failures
-
-        if lost:
-            print(f"keven_core: {lost} message(s) could not be sent before the process ended", file=sys.stderr)
-        untold = untold_failures() - lost
-        if untold > 0:
-            print(f"keven_core: {untold} message(s) were not delivered, and no flush() asked for them", file=sys.stderr)
+    if lost:
+        print(f"keven_core: {lost} message(s) could not be sent before the process ended", file=sys.stderr)
+    # What was lost just now is among the failures, but for messages whose logger tells of them itself.
+    untold = max(before, untold_failures() - lost)
+    if untold > 0:
+        print(f"keven_core: {untold} message(s) were not delivered, and no flush() asked for them", file=sys.stderr)
 
 
 def _forget_in_child() -> None:

@@ -72,7 +72,10 @@ class Promises:
         return _unkept(DeliveryError(f"{pending} message(s) were not acknowledged in time", failed_count=pending))
 
     def drop(self, partitions: Iterable[tuple[str, int]]) -> None:
-        """Forget the offsets of partitions that are given up: their records come again elsewhere."""
+        """Forget the offsets of partitions that are given up or read from elsewhere on.
+
+        What handlers wrote is waited for all the same.
+        """
         gone = set(partitions)
         for _, offsets in self._waiting:
             offsets[:] = [entry for entry in offsets if entry[:2] not in gone]

@@ -164,6 +164,15 @@ class Session:
         while self._commands:
             self._commands.popleft()[1].set_exception(ClosedError("the server is not running"))
 
+    def seek(self, topic: str, partition: int, offset: int) -> None:
+        """Go on at another offset. Owner thread only."""
+        if self.consumer is None:
+            raise ClosedError("the server is not running")
+        self.consumer.seek([(topic, partition, offset)])
+        if self._promises is not None:
+            # What was handled before the seek must not be stored after it.
+            self._promises.drop([(topic, partition)])
+
     def record_in_hand(self) -> Record:
         """The record that is being handled; for current_record()."""
         if self.consumer is None:

@@ -3,6 +3,9 @@
     "overflow"  log() -> producer, and while that is full or the files hold something: log() -> files -> producer
     "always"    log() -> files -> producer, a write-ahead log
 
+What is in memory is of one time at most: log() goes past the files again when all that went past them before has been
+answered. So at the end it can be put into the files at one place, before what overflowed later.
+
 A record leaves the files when the broker has acknowledged it, or when its failure is handed back to the application.
 """
 
@@ -17,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import ClosedError, Delivery, KafkaError, KevenError, QueueFullError
-from keven_core.kafka.logs import one_line
+from keven_core.kafka.logs import RateLimiter, one_line
 from keven_core.kafka.spill import SpillRecord, SpillStore
 
 if TYPE_CHECKING:
     from keven_core._native.producer import DeliveryAccount
 
-__all__ = ["BATCH_RECORDS", "Spilling"]
+__all__ = ["BATCH_RECORDS", "Spilling", "is_passing"]
 
 logger = logging.getLogger("keven_core.kafka")
 
@@ -49,7 +52,10 @@ class Spilling:
         always: whether every message goes through the files.
         send: hands a record to the producer, counted in an account; may wait for room, raises KevenError.
         new_account: makes such an account.
+        collect: brings the counts of accounts up to date; raises ClosedError when the producer is gone for good.
+        passed: how many messages that went past the files are pending.
         divert: told whether log() has to come here with every message.
+        tell: the application's on_delivery; told of what has come to its end, but for what take_back() returns.
     """
 
     def __init__(
@@ -61,7 +67,9 @@ class Spilling:
         send: Callable[[SpillRecord, DeliveryAccount], None],
         new_account: Callable[[], DeliveryAccount],
         collect: Callable[[], None],
+        passed: Callable[[], int],
         divert: Callable[[bool], None],
+        tell: Callable[[list[Delivery]], None],
     ) -> None:
         self.folder = folder
         self.kept_count = 0
@@ -72,16 +80,22 @@ class Spilling:
         self._send = send
         self._new_account = new_account
         self._collect = collect
+        self._passed = passed
         self._divert = divert
+        self._tell = tell
+        self._limiter = RateLimiter(3, 10.0)
         self._store = SpillStore(folder, max_bytes=settings.spill_bytes, fsync=settings.spill_fsync)
         self._first_own: int | None = None
         self._under_way: deque[tuple[DeliveryAccount, list[tuple[int, SpillRecord]]]] = deque()
-        self._lock = threading.Lock()  # order: between an append and what log() does next
+        # Order: between an append and what log() does next. Re-entrant: what the store warns of may be logged to it.
+        self._lock = threading.RLock()
         self._woken = threading.Event()
         self._handing = False  # a batch is between the files and the producer
         self._ended = False
         self.closed = False
         self._reported = 0  # failed messages that take_back() was given
+        self._place = self._store.reserve()  # in the files, of what goes past them
+        self._left_over: list[Delivery] = []  # what came back at the end, to be put there
         self._divert(always or self._store.pending_count > 0)
         self._thread = threading.Thread(target=self._run, name="keven-spill", daemon=True)
         self._thread.start()
@@ -105,10 +119,10 @@ class Spilling:
 
         With `overflow` it is written in any case. Raises SpillFullError, SpillError.
         """
-        pairs = list(headers.items() if hasattr(headers, "items") else headers or ()) or None
-        record = SpillRecord(topic, value, key, pairs, timestamp_ms or 0)
+        record = _record(topic, value, key, headers, timestamp_ms)
         with self._lock:
-            if not (self._always or overflow or self._store.untaken_count or self._handing):
+            if not (self._always or overflow or self._store.untaken_count or self._handing or self._passed()):
+                self._place = self._store.reserve()
                 self._divert(False)
                 return False
             sequence = self._store.append(record)
@@ -136,16 +150,28 @@ class Spilling:
         """
         told = []
         for delivery in deliveries:
-            topic, value, key, error, _, headers, timestamp_ms = delivery
-            if error is not None and error.name in _PASSING and not self.closed:
-                self.keep(topic, value, key, headers, timestamp_ms, overflow=True)
-                self.kept_count -= 1  # it was counted when it was logged
-            else:
+            if not is_passing(delivery) or not self._take_one_back(delivery):
                 told.append(delivery)
-                if error is not None:
-                    self._fail([delivery])
-            self._reported += error is not None
+        failed = [delivery for delivery in told if delivery.error is not None]
+        if failed:
+            self._fail(failed)
+        self._reported += sum(delivery.error is not None for delivery in deliveries)
         return told
+
+    def _take_one_back(self, delivery: Delivery) -> bool:
+        topic, value, key, _, _, headers, timestamp_ms = delivery
+        with self._lock:
+            if self._ended and not self.closed:
+                self._left_over.append(delivery)
+                return True
+        try:
+            self.keep(topic, value, key, headers, timestamp_ms, overflow=True)
+        except KevenError as error:  # the files are full, or closed
+            if self._limiter.admit("back") is not None:
+                logger.error("a message that could not be sent can't go to %s either: %s", self.folder, one_line(error))
+            return False
+        self.kept_count -= 1  # it was counted when it was logged
+        return True
 
     def await_reports(self, failed: int) -> None:
         """Wait a moment until take_back() was given all of so many failed messages."""
@@ -161,18 +187,40 @@ class Spilling:
         return count, kept
 
     def end(self) -> None:
-        """End the thread; what is under way may still come back."""
-        self._ended = True
+        """Send nothing more. What is under way may still come back, until close()."""
+        with self._lock:
+            self._ended = True
         self._woken.set()
+
+    def close(self, failed: int) -> None:
+        """Settle what has come back, and leave the rest to the next process. After the producer has ended.
+
+        `failed` is how many messages that went past the files were not delivered.
+        """
         if threading.current_thread() is not self._thread:
             self._thread.join(5)
-
-    def close(self) -> None:
-        """Settle what has come back, and leave the rest to the next process."""
-        self.end()
+        self.await_reports(failed)
         self._settle()
-        self.closed = True
-        self._store.close()
+        with self._lock:
+            self.closed = True
+        try:
+            lost = self._put_away(self._left_over)
+            if lost:
+                self._fail(lost)
+                self._tell(lost)
+        finally:
+            self._store.close()
+
+    def _put_away(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """Write what came back at the end to its place in the files; returns what they would not take."""
+        if not deliveries:
+            return []
+        records = [_record(topic, value, key, headers, ms) for topic, value, key, _, _, headers, ms in deliveries]
+        try:
+            return deliveries[self._store.insert(self._place, records) :]
+        except KevenError as error:
+            logger.error("%d message(s) that could not be sent are lost: %s", len(deliveries), one_line(error))
+            return deliveries
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
@@ -227,11 +275,22 @@ class Spilling:
         story = Delivery(
             record.topic, record.value, record.key, cause, "not delivered", record.headers or [], record.timestamp_ms
         )
-        logger.error("a message for %s in %s can't be sent: %s", record.topic, self.folder, one_line(error))
         self._fail([story])
+        self._tell([story])
         self._store.settle(sequence)
 
     def _fail(self, stories: list[Delivery]) -> None:
+        """Count what was handed back, for take_failures(), and log it."""
+        first = stories[0]
+        if self._limiter.admit(f"failed {first.topic}") is not None:
+            logger.error(
+                "%d message(s) for %s, whose logger has its files in %s, were %s: %s",
+                len(stories),
+                one_line(first.topic),
+                one_line(self.folder),
+                first.outcome,
+                one_line(first.error),
+            )
         with self._lock:
             self.failed_count += len(stories)
             self.failures += stories[: max(0, 10 - len(self.failures))]
@@ -249,7 +308,7 @@ class Spilling:
             for sequence, record in sent:
                 alike = failed.get(_content(record)) if failed else None
                 story = alike.pop() if alike else None
-                if story is not None and story.error is not None and story.error.name in _PASSING:
+                if story is not None and is_passing(story):
                     again.append((sequence, record))
                     continue
                 if story is not None:
@@ -259,6 +318,18 @@ class Spilling:
                 self._store.settle(sequence)
             if again and not self._ended:
                 self._hand_over(again)
+
+
+def is_passing(delivery: Delivery) -> bool:
+    """Whether a message could only not be sent for now."""
+    return delivery.error is not None and delivery.error.name in _PASSING
+
+
+def _record(topic: str, value: Any, key: Any, headers: Any, timestamp_ms: int | None) -> SpillRecord:
+    """As it is written: subclasses of str and bytes, which a logger takes too, as what they are."""
+    pairs = headers.items() if hasattr(headers, "items") else headers or ()
+    plain = [(str(name), None if content is None else bytes(content)) for name, content in pairs] or None
+    return SpillRecord(str(topic), None if value is None else bytes(value), key, plain, timestamp_ms or 0)
 
 
 def _content(message: SpillRecord | Delivery) -> tuple[Any, ...]:

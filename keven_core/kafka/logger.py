@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
+import logging
 import os
 import threading
 import time
@@ -21,7 +23,7 @@ import msgspec
 from keven_core._native.logger import NativeLogger
 from keven_core._native.producer import DeliveryAccount
 from keven_core.kafka._producers import SharedProducer, shared_producer
-from keven_core.kafka._spilling import BATCH_RECORDS, Spilling
+from keven_core.kafka._spilling import BATCH_RECORDS, Spilling, is_passing
 from keven_core.kafka.config import Settings
 from keven_core.kafka.envelope import key_of, vars_in_mro
 from keven_core.kafka.errors import (
@@ -35,17 +37,30 @@ from keven_core.kafka.errors import (
     delivery_error,
 )
 from keven_core.kafka.events.event import Event
+from keven_core.kafka.logs import RateLimiter
 from keven_core.kafka.spill import SpillRecord
 from keven_core.kafka.topics import event_topic
 
 __all__ = ["KafkaBatchLogger", "KafkaLogger"]
 
+logger = logging.getLogger("keven_core.kafka")
+
 # How long a flush goes on before it looks whether the brokers have refused the credentials.
 _SLICE_S = 0.2
-# How long messages of a logger with spill_dir are still sent when the process ends; the rest goes to its files.
+# How long messages of a logger with spill_dir are still sent when the process ends, and by close() after its flush();
+# the rest goes to its files.
 _EXIT_SPILL_MS = 2000
+_CLOSE_SPILL_MS = 100
 
 _spill_lock = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _spill_lock
+    _spill_lock = threading.Lock()  # it may have been held by a thread that did not come along
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 class _Logger(NativeLogger):
@@ -189,7 +204,13 @@ class KafkaLogger(_Logger):
         settings: Settings | None = None,
     ) -> None:
         super().__init__(kafka_address, topic, timeout, settings)
-        self._deadlines: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._deadlines: dict[asyncio.AbstractEventLoop, _Deadlines] = {}
+        # By process: what is written through `producer`.
+        self._through_producer: dict[int, DeliveryAccount] = {}
+
+    def _new_account(self, **options: Any) -> DeliveryAccount:
+        # Whoever awaits a message is told of its failure.
+        return super()._new_account(**{"keep_failures": 0, **options})
 
     def log(self, data: object, topic: str | None = None) -> None:  # type: ignore[override]  # waits, and takes less
         """Send one message (what KafkaBatchLogger.log takes) and wait for its acknowledgement.
@@ -207,7 +228,7 @@ class KafkaLogger(_Logger):
 
         Blocks and raises as log(); DeliveryError names those that failed, the others have been delivered.
         """
-        account = self._new_account()
+        account = self._new_account(keep_failures=10)
         try:
             for entry in data:
                 self.submit(entry, topic, deliveries=account)
@@ -223,10 +244,7 @@ class KafkaLogger(_Logger):
         if count:
             raise delivery_error(count, kept)
         if not answered:
-            raise KafkaTimeoutError(
-                f"the broker did not acknowledge {what} within {self.timeout:g} s; it may still arrive",
-                name="_TIMED_OUT",
-            )
+            raise _timed_out(what, self.timeout)
 
     async def alog(
         self,
@@ -254,25 +272,30 @@ class KafkaLogger(_Logger):
                 await asyncio.sleep(0.005)
         if future is False:
             return
-        if not self._deadlines:
-            loop.call_later(self.timeout, self._expire, loop)
-        self._deadlines.append((deadline, future))
+        deadlines = self._deadlines.get(loop)
+        if deadlines is None:
+            for other in list(self._deadlines):
+                if other.is_closed():
+                    self._deadlines.pop(other, None)
+            deadlines = self._deadlines[loop] = _Deadlines(loop)
+        deadlines.add(deadline, future, self.timeout)
         await future
 
-    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        deadlines = self._deadlines
-        while deadlines and (deadlines[0][1].done() or deadlines[0][0] <= now):
-            _, future = deadlines.popleft()
-            if not future.done():
-                future.set_exception(
-                    KafkaTimeoutError(
-                        f"the broker did not acknowledge the message within {self.timeout:g} s; it may still arrive",
-                        name="_TIMED_OUT",
-                    )
-                )
-        if deadlines:
-            loop.call_at(deadlines[0][0], self._expire, loop)
+    # --- through `producer` ------------------------------------------------------------------------------------------
+
+    def _produce(self, topic: str, value: object, key: Any, headers: Any) -> None:
+        account = self._through_producer.get(os.getpid())
+        if account is None:
+            account = self._through_producer.setdefault(os.getpid(), self._new_account(announce=True))
+        self.submit(value, topic, key=key, headers=headers, deliveries=account)
+
+    def _await_produced(self, timeout: float | None) -> int:
+        account = self._through_producer.get(os.getpid())
+        if account is None or not account.produced:
+            return 0
+        self._await(account, self.timeout if timeout is None else timeout)
+        account.take_failures()  # they were logged
+        return account.pending
 
     def close(self) -> None:
         """Refuse further messages. May be called twice."""
@@ -285,6 +308,40 @@ class KafkaLogger(_Logger):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class _Deadlines:
+    """Until when the messages of one event loop may take: one timer for all of them. In the loop's thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: deque[tuple[float, asyncio.Future[None], float]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, deadline: float, future: asyncio.Future[None], timeout: float) -> None:
+        waiting = self._waiting
+        while waiting and waiting[0][1].done():
+            waiting.popleft()
+        waiting.append((deadline, future, timeout))
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        waiting = self._waiting
+        while waiting and (waiting[0][1].done() or waiting[0][0] <= now):
+            _, future, timeout = waiting.popleft()
+            if not future.done():
+                future.set_exception(_timed_out("the message", timeout))
+        if waiting:
+            self._timer = self._loop.call_at(waiting[0][0], self._expire)
+
+
+def _timed_out(what: str, timeout: float) -> KafkaTimeoutError:
+    return KafkaTimeoutError(
+        f"the broker did not acknowledge {what} within {timeout:g} s; it may still arrive", name="_TIMED_OUT"
+    )
 
 
 class KafkaBatchLogger(_Logger):
@@ -329,6 +386,7 @@ class KafkaBatchLogger(_Logger):
         super().__init__(kafka_address, topic, timeout, settings)
         self.dropped_count = 0
         self._on_delivery = on_delivery
+        self._limiter = RateLimiter(3, 10.0)
         self._on_full = on_full
         self._spill_dir = None if spill_dir is None else os.fspath(spill_dir)
         self._spill_always = spill == "always"
@@ -376,26 +434,50 @@ class KafkaBatchLogger(_Logger):
                 deliveries=account,
             )
 
+        on_delivery = None if self._on_delivery is None else self._tell_of_ends
         return Spilling(
             folder,
             self._read_settings(),
             always=self._spill_always,
             send=send,
-            new_account=lambda: _Logger._new_account(self, keep_failures=BATCH_RECORDS, on_delivery=self._on_delivery),
-            collect=lambda: self._made[os.getpid()][0].client.serve(0),
+            new_account=lambda: _Logger._new_account(self, keep_failures=BATCH_RECORDS, on_delivery=on_delivery),
+            collect=self._collect,
+            passed=lambda: self._made[os.getpid()][1].pending,
             divert=self._divert,
+            tell=self._tell,
         )
 
+    def _collect(self) -> None:
+        client = self._made[os.getpid()][0].client
+        if not (client.closed and client.replaced):  # the next message brings the new one
+            client.serve(0)
+
     def _new_account(self, **options: Any) -> DeliveryAccount:
+        told = None if self._on_delivery is None else self._tell
         if self._spill_dir is None:
-            return super()._new_account(on_delivery=self._on_delivery, announce=True)
-        return super()._new_account(on_delivery=self._came_back, only_failures=self._on_delivery is None)
+            return super()._new_account(on_delivery=told, announce=True)
+        return super()._new_account(on_delivery=self._came_back, only_failures=told is None)
+
+    def _tell(self, deliveries: list[Delivery]) -> None:
+        """Call on_delivery. What it raises is its own: nobody who could handle that is near."""
+        if self._on_delivery is not None:
+            try:
+                self._on_delivery(deliveries)
+            except Exception:
+                if self._limiter.admit("on_delivery") is not None:
+                    logger.exception("on_delivery of a logger failed, called with %d message(s)", len(deliveries))
+
+    def _tell_of_ends(self, deliveries: list[Delivery]) -> None:
+        """With `spill_dir`, of messages from the files: those that are sent again are not told of."""
+        told = [delivery for delivery in deliveries if not is_passing(delivery)]
+        if told:
+            self._tell(told)
 
     def _came_back(self, deliveries: list[Delivery]) -> None:
         """With `spill_dir`: what could not be sent for now goes to the files, the rest is told of."""
         told = self._spilling[os.getpid()].take_back(deliveries)
-        if told and self._on_delivery is not None:
-            self._on_delivery(told)
+        if told:
+            self._tell(told)
 
     def _keep(self, topic: str, value: Any, key: Any, headers: Any, timestamp_ms: Any) -> bool:
         return self._spilling[os.getpid()].keep(topic, value, key, headers, timestamp_ms)
@@ -496,14 +578,21 @@ class KafkaBatchLogger(_Logger):
         return await asyncio.get_running_loop().run_in_executor(None, self.flush, timeout)
 
     def close(self) -> None:
-        """flush(), then refuse further messages. May be called twice."""
+        """flush(), then refuse further messages. May be called twice.
+
+        With `spill_dir` what could not be sent in time is no error: it is in the files, in order.
+        """
         if self.closed:
             return
+        made, spilling = self._made.get(os.getpid()), self._spilling.get(os.getpid())
         try:
-            self.flush()
+            with contextlib.suppress(KafkaTimeoutError) if spilling is not None else contextlib.nullcontext():
+                self.flush()
         finally:
             self._end()
-            self._end_spill(0)
+            self._end_spill(_CLOSE_SPILL_MS)
+        if made is not None and spilling is not None:
+            self._raise_failures(made[1], spilling)
 
     def _end_spill(self, timeout_ms: int) -> None:
         """End the producer and the files: what could not be sent within the time is in the files afterwards."""
@@ -511,8 +600,9 @@ class KafkaBatchLogger(_Logger):
         if spilling is not None and not spilling.closed:
             atexit.unregister(self._end_spill)
             spilling.end()
-            self._made[os.getpid()][0].close(timeout_ms)
-            spilling.close()
+            shared, account = self._made[os.getpid()]
+            shared.close(timeout_ms)
+            spilling.close(account.failed)
 
     def __enter__(self) -> KafkaBatchLogger:
         return self
@@ -538,18 +628,23 @@ class _LoggerProducer:
         self._logger = logger
 
     def produce(
-        self, topic: str, value: object = None, *, key: Any = None, headers: Any = None, on_delivery: Any = None
+        self, topic: str, value: object = None, key: Any = None, *, headers: Any = None, on_delivery: Any = None
     ) -> None:
-        """Log one message; `on_delivery(error, message)` is called when its fate is known."""
+        """Log one message, without waiting for it. What is not delivered is logged as an error."""
         if on_delivery is not None:
             raise UsageError("on_delivery is given to the logger: KafkaBatchLogger(on_delivery=...)")
-        self._logger.submit(value, topic, key=key, headers=headers)
+        if isinstance(self._logger, KafkaLogger):
+            self._logger._produce(topic, value, key, headers)
+        else:
+            self._logger.submit(value, topic, key=key, headers=headers)
 
     def flush(self, timeout: float | None = None) -> int:
-        """Wait for what is pending; returns how many messages are pending still."""
-        if isinstance(self._logger, KafkaBatchLogger):
-            try:
-                self._logger.flush(timeout)
-            except (DeliveryError, KafkaTimeoutError):
-                return self._logger.pending_count
-        return 0
+        """Wait for what is pending, the logger's `timeout` by default; returns how many messages are pending still."""
+        left: int = 0
+        if isinstance(self._logger, KafkaLogger):
+            return self._logger._await_produced(timeout)
+        try:
+            self._logger.flush(timeout)
+        except (DeliveryError, KafkaTimeoutError):
+            left = self._logger.pending_count
+        return left

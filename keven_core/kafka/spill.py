@@ -30,7 +30,7 @@ import warnings
 import weakref
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -237,7 +237,7 @@ class SpillStore:
         """
         payload = _encode(record)
         length = len(payload)
-        data = _FRAME.pack(length, zlib.crc32(payload, length)) + payload
+        data = _framed(payload)
         if length > _RECORD_BYTES or _START + len(data) > self.max_bytes:
             raise MessageTooLargeError(
                 f"a message of {length} bytes for {record.topic} does not fit into KEVEN_SPILL_BYTES={self.max_bytes}"
@@ -262,7 +262,60 @@ class SpillStore:
         except OSError as error:
             raise self._error("write to", error, "the message was not taken") from error
 
-    def _write(self, fd: int, data: bytes, at: int) -> None:
+    def reserve(self) -> int:
+        """A place behind all records so far and before all that are appended from now on, for insert()."""
+        self._check_process()
+        try:
+            with self._lock:
+                self._check_open()
+                if self._active is not None:
+                    self._finish(self._active)
+                self._number = max(time.time_ns(), self._number + 1)
+                return self._number
+        except OSError as error:
+            raise self._error("write to", error, "nothing was written") from error
+
+    def insert(self, place: int, records: Sequence[SpillRecord]) -> int:
+        """Write records at a place that reserve() gave, once; returns how many were taken, the first ones.
+
+        They are for the next store in this folder: take() does not give them out. Those that would pass max_bytes are
+        not taken. Raises SpillError, and has taken nothing then.
+        """
+        self._check_process()
+        name = f"{place:020d}.spill"
+        data = bytearray(_HEAD + _sealed(_START, _UNKNOWN))
+        count = 0
+        try:
+            with self._lock:
+                self._check_open()
+                for record in records:
+                    framed = _framed(_encode(record))
+                    if self._bytes + len(data) + len(framed) > self.max_bytes:
+                        break
+                    data += framed
+                    count += 1
+                if not count:
+                    return 0
+                fd = os.open(name, _OPEN | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._own)
+                try:
+                    self._write(fd, data, 0)
+                    if self._fsync != "never":
+                        os.fsync(fd)
+                        os.fsync(self._own)
+                except OSError:
+                    os.unlink(name, dir_fd=self._own)
+                    raise
+                finally:
+                    os.close(fd)
+                segment = self._add(name, -1, len(data))
+                self._unread.remove(segment)
+                segment.count = count
+                self._pending += count
+                return count
+        except OSError as error:
+            raise self._error("write to", error, "the messages were not taken") from error
+
+    def _write(self, fd: int, data: bytes | bytearray, at: int) -> None:
         try:
             # At an offset and not at the end: what could not be cut off after a failure is written over.
             written = os.pwrite(fd, data, at)
@@ -607,6 +660,11 @@ class SpillStore:
         if segment.read_at == segment.size:
             self._read_out(segment)
         segment.release()
+
+
+def _framed(payload: bytes) -> bytes:
+    """The bytes of a record."""
+    return _FRAME.pack(len(payload), zlib.crc32(payload, len(payload))) + payload
 
 
 def _sealed(settled: int, rest: int) -> bytes:

@@ -360,7 +360,7 @@ class KafkaConsumerServer:
     def seek(self, topic: str, partition: int, offset: int) -> None:
         """Go on at another offset of a partition that is assigned. From any thread but from within a handler."""
         session = self._running()
-        session.post(lambda: session.consumer.seek([(topic, partition, offset)]))  # type: ignore[union-attr]
+        session.post(lambda: session.seek(topic, partition, offset))
 
 
 def run_in_loop(coroutine: Any) -> None:

@@ -106,6 +106,13 @@ cdef struct Api:
     rd_kafka_topic_t *(*topic_new)(
         rd_kafka_t *rk, const char *topic, rd_kafka_topic_conf_t *conf) noexcept nogil
     void (*topic_destroy)(rd_kafka_topic_t *rkt) noexcept nogil
+    rd_kafka_topic_conf_t *(*default_topic_conf_dup)(rd_kafka_t *rk) noexcept nogil
+    void (*topic_conf_set_partitioner_cb)(rd_kafka_topic_conf_t *conf, partitioner_t partitioner) noexcept nogil
+    void (*topic_conf_set_opaque)(rd_kafka_topic_conf_t *conf, void *opaque) noexcept nogil
+    int (*topic_partition_available)(const rd_kafka_topic_t *rkt, int32_t partition) noexcept nogil
+    int32_t (*msg_partitioner_murmur2)(
+        const rd_kafka_topic_t *rkt, const void *key, size_t keylen, int32_t partition_cnt, void *rkt_opaque,
+        void *msg_opaque) noexcept nogil
     int (*last_error)() noexcept nogil
     int (*produce)(
         rd_kafka_topic_t *rkt, int32_t partition, int msgflags, void *payload, size_t len, const void *key,

@@ -99,12 +99,25 @@ cdef extern from *:
         atomic_int armed;
     } keven_loop;
 
+    /* To which partition of a topic messages without a key go. */
+    typedef struct keven_sticky {
+        struct keven_sticky *next;
+        const atomic_int *lulls;      /* of its sender */
+        atomic_int seen_lulls;
+        atomic_int partition;
+        _Atomic int64_t left_bytes;   /* until another one is chosen */
+        _Atomic uint32_t random;
+        int64_t run_bytes;
+    } keven_sticky;
+
     typedef struct {
         /* the application, under the GIL */
         keven_slot *free_slots;
         keven_slab *slabs;
         int64_t max_message_bytes;
         int64_t held;             /* slots that have not come back */
+        keven_sticky *stickies;
+        int64_t run_bytes;        /* of messages without a key that go to one partition; 0: librdkafka partitions */
         int eager;                /* no linger: messages are handed over at once, answers taken by whoever waits */
         char apart[64];
         /* both */
@@ -116,6 +129,7 @@ cdef extern from *:
         atomic_int awaited;       /* messages that event loops wait for */
         atomic_int takers;        /* threads that wait and take delivery reports themselves */
         atomic_int stop;
+        atomic_int lulls;         /* how often nothing was to be sent, counted every LULL_MS at most */
         atomic_int ended;         /* no more messages are taken: closed, or librdkafka can't go on */
         atomic_int watched;       /* somebody wants to know of every message that comes back */
         atomic_int calling;       /* what the attendant is called for has not been heeded */
@@ -127,6 +141,7 @@ cdef extern from *:
         pthread_cond_t pushed;
         pthread_cond_t moved;
         pthread_cond_t called;
+        int64_t lull_ms;          /* the sender's: when it counted the last lull */
         pthread_t thread;
         int running;
         rd_kafka_t *rk;
@@ -223,6 +238,11 @@ cdef extern from *:
             free(sender->slabs);
             sender->slabs = next;
         }
+        while (sender->stickies != NULL) {
+            keven_sticky *next = sender->stickies->next;
+            free(sender->stickies);
+            sender->stickies = next;
+        }
         keven_loop *loop = atomic_load(&sender->loops);
         while (loop != NULL) {
             keven_loop *next = loop->next;
@@ -260,6 +280,49 @@ cdef extern from *:
     static inline void keven_free_slot(keven_sender *sender, keven_slot *slot) {
         slot->data = (const char *)sender->free_slots;
         sender->free_slots = slot;
+    }
+
+    static inline keven_sticky *keven_new_sticky(keven_sender *sender) {
+        keven_sticky *sticky = (keven_sticky *)calloc(1, sizeof(keven_sticky));
+        struct timespec now;
+        if (sticky == NULL) return NULL;
+        clock_gettime(CLOCK_REALTIME, &now);
+        atomic_store(&sticky->random, ((uint32_t)now.tv_nsec ^ (uint32_t)(uintptr_t)sticky ^ (uint32_t)getpid()) | 1);
+        sticky->lulls = &sender->lulls;
+        sticky->run_bytes = sender->run_bytes;
+        sticky->next = sender->stickies;
+        sender->stickies = sticky;
+        return sticky;
+    }
+
+    /* Whether messages of `size` bytes still go where the last one went, which is then in `partition`. */
+    static inline int keven_sticks(keven_sticky *sticky, int64_t size, int32_t *partition) {
+        *partition = atomic_load_explicit(&sticky->partition, memory_order_relaxed);
+        int64_t left = atomic_load_explicit(&sticky->left_bytes, memory_order_relaxed) - size;
+        atomic_store_explicit(&sticky->left_bytes, left, memory_order_relaxed);
+        return left >= 0 && atomic_load_explicit(&sticky->seen_lulls, memory_order_relaxed)
+            == atomic_load_explicit(sticky->lulls, memory_order_relaxed);
+    }
+
+    static inline void keven_stick(keven_sticky *sticky, int32_t partition) {
+        atomic_store(&sticky->seen_lulls, atomic_load(sticky->lulls));
+        atomic_store(&sticky->left_bytes, sticky->run_bytes);
+        atomic_store(&sticky->partition, partition);
+    }
+
+    static inline uint32_t keven_random(keven_sticky *sticky) {  /* xorshift32 */
+        uint32_t x = atomic_load_explicit(&sticky->random, memory_order_relaxed);
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        atomic_store_explicit(&sticky->random, x, memory_order_relaxed);
+        return x;
+    }
+
+    static inline int64_t keven_monotonic_ms(void) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
     }
 
     /* Wait until the condition is signalled or the time is over; the lock is held. */
@@ -442,7 +505,12 @@ cdef extern from *:
         Loop *next
         int fd
         int armed
+    ctypedef struct Sticky "keven_sticky":
+        pass
     ctypedef struct Sender "keven_sender":
+        int64_t run_bytes
+        int64_t lull_ms
+        int lulls
         int64_t max_message_bytes
         int64_t held
         int eager
@@ -473,6 +541,11 @@ cdef extern from *:
     void free_sender "keven_free_sender"(Sender *sender) noexcept nogil
     Slot *take_slot "keven_take_slot"(Sender *sender) noexcept nogil
     void free_slot "keven_free_slot"(Sender *sender, Slot *slot) noexcept nogil
+    Sticky *new_sticky "keven_new_sticky"(Sender *sender) noexcept nogil
+    bint sticks "keven_sticks"(Sticky *sticky, int64_t size, int32_t *partition) noexcept nogil
+    void stick "keven_stick"(Sticky *sticky, int32_t partition) noexcept nogil
+    uint32_t random_of "keven_random"(Sticky *sticky) noexcept nogil
+    int64_t monotonic_ms "keven_monotonic_ms"() noexcept nogil
     void await_moves "keven_await_moves"(Sender *sender, uint64_t seen, long timeout_ms) noexcept nogil
     void await_push "keven_await_push"(Sender *sender, long timeout_ms) noexcept nogil
     void wake_sender "keven_wake_sender"(Sender *sender) noexcept nogil

@@ -56,6 +56,9 @@ cdef enum:
     # How often the sender comes back after 1 ms, while there is nothing to send, before it sleeps until it is woken:
     # an application that logs every now and then is spared the system call.
     DOZES = 5
+    # Messages without a key change their partition after a pause in sending, this often at most: as librdkafka's
+    # sticky.partitioning.linger.ms, which reads the clock for every message (a quarter of the sender's time).
+    LULL_MS = 10
     # After so many times 20 ms a client that does not give its messages back is abandoned.
     PURGE_ROUNDS = 500
     # How long a waiting thread stays away from signals and from what others may have collected for it.
@@ -181,6 +184,29 @@ cdef void _refuse(Sender *sender, Slot *slot, int code) noexcept nogil:
     stop_taking(sender)
 
 
+cdef int32_t _partition_of(const rd_kafka_topic_t *rkt, const void *key, size_t key_len, int32_t count, void *opaque,
+                           void *message) noexcept nogil:
+    """The partitioner, as Java's: murmur2 of the key; without a key, one partition for a batch's worth of bytes.
+
+    Called by librdkafka in produce(), or on its main thread for messages that waited for the topic's metadata.
+    """
+    cdef Sticky *sticky = <Sticky *>opaque
+    cdef int32_t partition, first, i
+    if key != NULL:
+        return api.msg_partitioner_murmur2(rkt, key, key_len, count, NULL, NULL)
+    if sticks(sticky, (<Slot *>message).size, &partition) and partition < count:
+        return partition
+    first = <int32_t>(random_of(sticky) % <uint32_t>count)
+    for i in range(count):
+        partition = (first + i) % count
+        if api.topic_partition_available(rkt, partition):
+            break
+    else:
+        partition = first
+    stick(sticky, partition)
+    return partition
+
+
 cdef bint _send_one(Sender *sender, Slot *slot) noexcept nogil:
     """Hand over one message, or give it back as refused; whether it was handed over."""
     cdef int code = _hand_over(sender, slot)
@@ -248,6 +274,13 @@ cdef bint _send_some(Sender *sender) noexcept nogil:
     return True
 
 
+cdef void _note_lull(Sender *sender) noexcept nogil:
+    cdef int64_t now_ms = monotonic_ms()
+    if now_ms - sender.lull_ms >= LULL_MS:
+        sender.lull_ms = now_ms
+        sender.lulls = sender.lulls + 1
+
+
 cdef void _send_eagerly(Sender *sender) noexcept nogil:
     """One turn of the sender thread of an eager producer.
 
@@ -257,6 +290,7 @@ cdef void _send_eagerly(Sender *sender) noexcept nogil:
     if _send_some(sender):
         _take_turn(sender, 0, False)
         return
+    _note_lull(sender)
     sender.asleep = 1
     fence()
     if queue_ready(&sender.outbox) == 0 and not sender.stop:
@@ -281,6 +315,8 @@ cdef void *_send(void *argument) noexcept nogil:
             idle = 0
             _take_turn(sender, 0, True)
         elif idle < DOZES:
+            if idle == 0:
+                _note_lull(sender)
             idle += 1
             _take_turn(sender, 1, True)
         else:
@@ -577,6 +613,10 @@ cdef class Producer(Client):
         self.on_topic = None
         self.on_failure = None
         self.replaced = False
+        own_partitioner = options.get("partitioner") == "murmur2_random"
+        if own_partitioner:
+            # Otherwise librdkafka would not ask the partitioner for messages without a key.
+            options = {**options, "sticky.partitioning.linger.ms": "0"}
         conf = new_conf({**options, "log.queue": "true"})
         api.conf_set_events(conf, RD_KAFKA_EVENT_DR | RD_KAFKA_EVENT_LOG | RD_KAFKA_EVENT_ERROR | RD_KAFKA_EVENT_STATS
                             | RD_KAFKA_EVENT_OAUTHBEARER_TOKEN_REFRESH)
@@ -587,6 +627,8 @@ cdef class Producer(Client):
         self.linger_ms = int(float(options.get("linger.ms", "5")))
         self.sender.eager = self.linger_ms == 0
         self.sender.max_message_bytes = int(options.get("message.max.bytes", "1000000"))
+        if own_partitioner:
+            self.sender.run_bytes = int(options.get("batch.size", "1000000"))
         self.sender.rk = self.handle.rk
         self.sender.queue = self.main_queue
         if start_thread(self.sender, _send) != 0:
@@ -616,7 +658,9 @@ cdef class Producer(Client):
     cdef Topic topic(self, str name):
         """The handle of a topic, made at its first use."""
         cdef Topic topic = self.topics.get(name)
+        cdef rd_kafka_topic_conf_t *conf
         cdef rd_kafka_t *rk
+        cdef Sticky *sticky
         cdef bytes encoded
         cdef const char *text
         if topic is None:
@@ -625,8 +669,16 @@ cdef class Producer(Client):
             text = encoded
             topic = Topic.__new__(Topic)
             topic.name = name
+            conf = NULL
+            if self.sender.run_bytes:
+                sticky = new_sticky(self.sender)
+                if sticky == NULL:
+                    raise MemoryError()
+                conf = api.default_topic_conf_dup(rk)
+                api.topic_conf_set_partitioner_cb(conf, _partition_of)
+                api.topic_conf_set_opaque(conf, sticky)
             with nogil:
-                topic.rkt = api.topic_new(rk, text, NULL)
+                topic.rkt = api.topic_new(rk, text, conf)
             if topic.rkt == NULL:
                 raise error_of(api.last_error(), f"topic {name!r:.260}", NULL, False)
             # setdefault: another thread may have made it while this one had no GIL.
