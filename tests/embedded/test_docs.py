@@ -11,6 +11,8 @@ import sys
 import threading
 from pathlib import Path
 
+from embedded_support import values
+
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(<!-- runs until stopped -->\n)?```python\n(.*?)```", re.S)
 
@@ -24,9 +26,17 @@ def test_readme_examples_run(embedded_kafka, tmp_path):
     # The server example blocks until it is stopped, so the blocks before it and after it are scripts of their own.
     blocks = python_blocks("README.md")
     definitions = blocks[0][1]
-    assert len(blocks) >= 6
+    assert len(blocks) >= 8
     assert sum(stopped for stopped, _ in blocks) == 1
-    for topic in ("keven_events", "keven_events_order_placed", "prices.v1", "kafka_server.my_event_server.dead"):
+    for topic in (
+        "keven_events",
+        "keven_events_order_placed",
+        "prices.v1",
+        "kafka_server.my_event_server.dead",
+        "telemetry",
+        "audit_trail",
+        "service_logs",
+    ):
         embedded_kafka.create_topic(topic, 2)
     environment = {
         **os.environ,
@@ -40,6 +50,10 @@ def test_readme_examples_run(embedded_kafka, tmp_path):
     assert {f"order {number} of Ada" for number in range(100)} == set(served)
     replayed = run(tmp_path / "replay.py", definitions + "\n".join(code for _, code in blocks[4:]), environment)
     assert "100 handled" in replayed
+    assert "1000 acknowledged" in replayed
+    assert values(embedded_kafka, "audit_trail") == [b'{"user":"ada","did":"log in"}']
+    [line] = values(embedded_kafka, "service_logs")
+    assert b'"message":"started"' in (line or b"")
 
 
 def run(script: Path, code: str, environment: dict[str, str]) -> str:
