@@ -62,7 +62,8 @@ class SharedProducer:
         self._limiter = RateLimiter(3, 10.0)
         self._new_topics: set[str] = set()
         self._look_up_after = 0.0
-        self._refused: AuthenticationError | None = None
+        # Why the brokers have refused the credentials; None: they have not, or have taken messages since.
+        self.refused: AuthenticationError | None = None
         self.client: Producer = Producer(options, self._on_event)
         self.client.on_topic = self._on_topic
         self.client.on_failure = self._on_failure
@@ -71,8 +72,8 @@ class SharedProducer:
 
     def check_credentials(self) -> None:
         """Raise AuthenticationError when the brokers have refused the credentials: nothing will ever be sent."""
-        if self._refused is not None:
-            raise self._refused
+        if self.refused is not None:
+            raise self.refused
 
     def close(self, timeout_ms: int) -> int:
         """Send what is pending, at most `timeout_ms`, and free the producer; returns how many were not sent."""
@@ -92,7 +93,10 @@ class SharedProducer:
         busy = True
         while True:
             try:
+                refused = self.refused
                 busy = self.client.attend(_BUSY_MS if busy or self._new_topics else _IDLE_MS)
+                if not busy and self.refused is refused:
+                    self.refused = None  # nothing waits any more
                 if self._new_topics and time.monotonic() >= self._look_up_after:
                     self._look_up()
             except ClosedError:
@@ -133,7 +137,7 @@ class SharedProducer:
             if event[1] > 6 or self._limiter.admit(f"log {event[2]}") is not None:
                 log_client_line(logger, *event[1:])
         elif event[0] == "error":
-            self._refused = refused_credentials(event[1]) or self._refused
+            self.refused = refused_credentials(event[1]) or self.refused
             if self._limiter.admit(event[1].name) is not None:
                 logger.warning("producer: %s", one_line(event[1]))
         elif event[0] == "token":

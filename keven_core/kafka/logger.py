@@ -171,10 +171,13 @@ class _Logger(NativeLogger):
         """Wait until nothing of an account is pending, GIL released; AuthenticationError when that is hopeless."""
         shared, _ = self._made[os.getpid()]
         deadline = time.monotonic() + timeout_s
+        delivered = account.delivered
         while True:
             left_s = deadline - time.monotonic()
             try:
                 if shared.client.wait(account, max(0.0, min(left_s, _SLICE_S))):
+                    if account.delivered > delivered:
+                        shared.refused = None
                     return True
             except ClosedError:
                 return account.pending == 0  # its cluster has ended
@@ -277,7 +280,7 @@ class KafkaLogger(_Logger):
             for other in list(self._deadlines):
                 if other.is_closed():
                     self._deadlines.pop(other, None)
-            deadlines = self._deadlines[loop] = _Deadlines(loop)
+            deadlines = self._deadlines[loop] = _Deadlines(loop, lambda: self._made[os.getpid()][0])
         deadlines.add(deadline, future, self.timeout)
         await future
 
@@ -311,31 +314,44 @@ class KafkaLogger(_Logger):
 
 
 class _Deadlines:
-    """Until when the messages of one event loop may take: one timer for all of them. In the loop's thread."""
+    """What the messages of one event loop wait for, beside their answers: time-outs, refused credentials.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    One timer for all of them. In the loop's thread. `shared` gives the producer.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, shared: Callable[[], SharedProducer]) -> None:
         self._loop = loop
+        self._shared = shared
         self._waiting: deque[tuple[float, asyncio.Future[None], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, deadline: float, future: asyncio.Future[None], timeout: float) -> None:
-        waiting = self._waiting
-        while waiting and waiting[0][1].done():
-            waiting.popleft()
-        waiting.append((deadline, future, timeout))
+        self._waiting.append((deadline, future, timeout))
         if self._timer is None:
-            self._timer = self._loop.call_at(deadline, self._expire)
+            self._timer = self._loop.call_at(min(deadline, self._loop.time() + _SLICE_S), self._look)
 
-    def _expire(self) -> None:
+    def _look(self) -> None:
         self._timer = None
-        now = self._loop.time()
-        waiting = self._waiting
+        now, waiting, shared = self._loop.time(), self._waiting, self._shared()
+        answered = False
         while waiting and (waiting[0][1].done() or waiting[0][0] <= now):
             _, future, timeout = waiting.popleft()
             if not future.done():
                 future.set_exception(_timed_out("the message", timeout))
+            elif not future.cancelled() and future.exception() is None:
+                answered = True
+        if shared.refused is not None:
+            stuck = 0
+            for deadline, future, timeout in waiting:
+                if deadline - timeout + _SLICE_S > now:
+                    break  # it has not waited for long, nor have those behind it
+                if not future.done():
+                    stuck += 1
+                    future.set_exception(shared.refused)
+            if answered and not stuck:
+                shared.refused = None
         if waiting:
-            self._timer = self._loop.call_at(waiting[0][0], self._expire)
+            self._timer = self._loop.call_at(min(waiting[0][0], now + _SLICE_S), self._look)
 
 
 def _timed_out(what: str, timeout: float) -> KafkaTimeoutError:

@@ -872,6 +872,80 @@ def test_a_record_written_by_a_log_handler(opened: Callable[..., SpillStore], fo
         logging.getLogger("keven_core.kafka").removeHandler(handler)
 
 
+# --- places in between -----------------------------------------------------------------------------------------------
+
+
+def test_what_is_inserted_comes_where_its_place_was_reserved(opened: Callable[..., SpillStore]) -> None:
+    store = opened()
+    fill(store, 1, 2)
+    place = store.reserve()
+    fill(store, 5, 6)
+    assert store.insert(place, records(3, 4)) == 2
+    assert (store.pending_count, store.untaken_count) == (6, 4)
+    store.close()
+    assert taken_numbers(opened()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_is_inserted_is_for_the_next_store_and_survives_a_crash(opened: Callable[..., SpillStore]) -> None:
+    store = opened(fsync="always")
+    place = store.reserve()
+    taken = fill(store, 3)
+    assert store.insert(place, records(1, 2)) == 2
+    assert taken_numbers(store) == [3]
+    store.settle(taken[0])
+    assert store.pending_count == 2
+    crash(store)
+    assert taken_numbers(opened())[:2] == [1, 2]
+
+
+def test_places_may_stay_empty(opened: Callable[..., SpillStore], folder: Path) -> None:
+    store = opened()
+    places = [store.reserve() for _ in range(3)]
+    assert places == sorted(set(places))
+    assert store.insert(places[1], []) == 0
+    assert segments(folder) == []
+    store.close()
+    assert list(folder.iterdir()) == []
+
+
+def test_of_what_does_not_fit_the_first_are_taken(opened: Callable[..., SpillStore]) -> None:
+    store = opened(max_bytes=SMALL)
+    place = store.reserve()
+    fill(store, 100)
+    before = store.pending_bytes
+    large = [SpillRecord("t", b"x" * 20_000, None, None, number) for number in range(5)]
+    assert store.insert(place, large) == 3
+    assert before < store.pending_bytes <= SMALL
+    assert store.insert(store.reserve(), large[3:]) == 0
+    store.close()
+    assert [record.timestamp_ms for _, record in take_all(opened())] == [0, 1, 2, 100]
+
+
+def test_a_failing_disk_takes_nothing_of_it(
+    opened: Callable[..., SpillStore], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened()
+    place = store.reserve()
+    fill(store, 2)
+
+    def fail(*arguments: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", fail)
+        with pytest.raises(SpillError, match="the messages were not taken"):
+            store.insert(place, records(1))
+    assert store.pending_count == 1
+    assert len(segments(folder)) == 1
+    assert store.insert(place, records(1)) == 1
+    store.close()
+    assert taken_numbers(opened()) == [1, 2]
+    with pytest.raises(ClosedError):
+        store.insert(place, records(1))
+    with pytest.raises(ClosedError):
+        store.reserve()
+
+
 # --- kill -9 ---------------------------------------------------------------------------------------------------------
 
 
