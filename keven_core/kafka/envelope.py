@@ -19,11 +19,13 @@ from __future__ import annotations
 import datetime
 import decimal
 import enum
+import operator
 import sys
 import types
 import typing
 import uuid
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -42,7 +44,7 @@ else:
         return lambda cls: cls
 
 
-__all__ = ["MessageMeta", "dataclass_transform", "key_of", "name_of"]
+__all__ = ["MessageMeta", "dataclass_transform", "key_function", "key_of", "name_of"]
 
 # Values of these types hold no references, so they can't be part of a reference cycle.
 _ATOMIC: frozenset[Any] = frozenset(
@@ -192,14 +194,30 @@ def key_of(message: Any) -> bytes | None:
 
     str and bytes are taken as they are; int, UUID and str enums by their text. None: no key.
     """
-    cls = type(message)
-    method: Callable[[Any], Any] | None = vars_in_mro(cls, "key")
-    if method is not None and isinstance(method, types.FunctionType):
-        value = method(message)
-    elif getattr(cls, "key_field", None) is not None:
-        value = getattr(message, cls.key_field)
+    find = key_function(type(message))
+    return None if find is None else find(message)
+
+
+@cache  # bounded by the program's own classes
+def key_function(cls: type) -> Callable[[Any], bytes | None] | None:
+    """What finds the key of a class's messages, see key_of(); None: they have none."""
+    method: Any = vars_in_mro(cls, "key")
+    field: str | None = getattr(cls, "key_field", None)
+    if isinstance(method, types.FunctionType):
+        find: Callable[[Any], Any] = method
+    elif field is not None:
+        find = operator.attrgetter(field)
     else:
         return None
+    return lambda message: _as_key(find(message), cls)
+
+
+def _as_key(value: Any, cls: type) -> bytes | None:
+    kind = type(value)
+    if kind is str:
+        return str(value).encode()
+    if kind is int:
+        return b"%d" % value
     if value is None or isinstance(value, bytes):
         return value
     if isinstance(value, enum.Enum):

@@ -25,7 +25,7 @@ from keven_core._native.producer import DeliveryAccount
 from keven_core.kafka._producers import SharedProducer, shared_producer
 from keven_core.kafka._spilling import BATCH_RECORDS, Spilling, is_passing
 from keven_core.kafka.config import Settings
-from keven_core.kafka.envelope import key_of, vars_in_mro
+from keven_core.kafka.envelope import key_function
 from keven_core.kafka.errors import (
     ClosedError,
     ConfigurationError,
@@ -111,10 +111,9 @@ class _Logger(NativeLogger):
             return None, None, None
         codec = self._read_settings().codec
         own_serialize = cls.serialize is not Event.serialize or not cls.event_name
-        keyed = cls.key_field is not None or vars_in_mro(cls, "key") is not None
         return (
             event_topic(cls.event_name) if cls.event_name else lambda event: event_topic(event.event_name),
-            key_of if keyed else None,
+            key_function(cls),
             (lambda event: event.serialize(codec)) if own_serialize else None,
         )
 

@@ -11,6 +11,7 @@ cdef class HandlerScope:
     cdef readonly list captured
     cdef readonly DeliveryAccount account
     cdef list producers
+    cdef Producer last_used
 
     cdef int _uses(self, Producer client) except -1
 

@@ -104,7 +104,19 @@ cdef class HandlerScope:
     cdef int _uses(self, Producer client) except -1:
         if client not in self.producers:
             self.producers.append(client)
+        self.last_used = client
         return 0
+
+
+cdef bint _find_scope(Producer client, Account **account) except -1:
+    """The account of the handler that runs, if one does; false: it is to be found in the slow way."""
+    cdef HandlerScope handler = _scope.get()
+    if handler is None:
+        return True
+    if handler.captured is not None or handler.last_used is not client:
+        return False
+    account[0] = handler.account.account
+    return True
 
 
 cdef class NativeLogger:
@@ -147,16 +159,18 @@ cdef class NativeLogger:
         """
         cdef Sender *sender = self.sender
         cdef Account *account
+        cdef Account *scope = NULL
         cdef Py_ssize_t size
         cdef int64_t pending
         if (type(data) is bytes and sender != NULL and not sender.ended and self.generation == fork_generation
-                and topic is None and key is None and headers is None and timestamp_ms is None and scopes == 0):
+                and topic is None and key is None and headers is None and timestamp_ms is None
+                and (scopes == 0 or _find_scope(self.client, &scope))):
             account = self.account
             size = PyBytes_GET_SIZE(data)
             pending = account.produced - account.delivered - account.failed
             if (size <= sender.max_message_bytes and pending < account.max_messages
                     and account.held_bytes + size <= account.max_bytes):
-                self.client.append(account, NULL, self.rkt, data, PyBytes_AS_STRING(data), size, None, NULL)
+                self.client.append(account, scope, self.rkt, data, PyBytes_AS_STRING(data), size, None, NULL)
                 if account.produced % COLLECT_EVERY == 0:
                     self.client.collect(COLLECTED)
                 return
