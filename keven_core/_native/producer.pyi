@@ -1,6 +1,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, final
 
+from typing_extensions import disjoint_base
+
 from keven_core._native.handle import Client, _ClientEvent
 from keven_core.kafka.errors import Delivery
 
@@ -50,6 +52,7 @@ class Topic:
 class LoopGate:
     def heed(self) -> None: ...
 
+@disjoint_base
 class Producer(Client):
     on_event: Callable[[_ClientEvent], object] | None
     on_topic: Callable[[str], object] | None

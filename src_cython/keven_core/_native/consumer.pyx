@@ -741,7 +741,7 @@ cdef class Consumer(Membership):
         return stored
 
     def store(self, offsets):
-        """Store offsets that finish_batch_unstored() has returned, oldest first; those of partitions given up are left out."""
+        """Store offsets that finish_batch_unstored() has returned, oldest first; not those of partitions given up."""
         cdef Account *account
         cdef rd_kafka_topic_partition_list_t *parts = NULL
         self._rk()

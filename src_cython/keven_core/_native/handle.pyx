@@ -1,8 +1,8 @@
 """Life cycle of a librdkafka client: configuration, wake-up pipe, main-queue events, destruction, fork.
 
-Ownership: a Client owns its queues and its pipe, if it has one, and drops them in close(). The rd_kafka_t belongs to a Handle, which
-payloads that outlive their batch also reference: rd_kafka_destroy waits for every message still alive, so it runs only
-when the last of them is gone.
+Ownership: a Client owns its queues and its pipe, if it has one, and drops them in close(). The rd_kafka_t belongs to a
+Handle, which payloads that outlive their batch also reference: rd_kafka_destroy waits for every message still alive, so
+it runs only when the last of them is gone.
 
 GIL: every call of librdkafka is made without it, even short ones (a librdkafka thread that wanted the GIL would
 deadlock otherwise; none of ours does). No librdkafka callback of this package runs Python.

@@ -51,7 +51,7 @@ cdef class HandlerScope:
     `account` counts what was written since the last take().
     """
 
-    def __init__(self, *, bint capture=False):
+    def __init__(self, bint capture=False):
         self.captured = [] if capture else None
         self.account = DeliveryAccount()
         self.producers = []
@@ -359,8 +359,8 @@ cdef class NativeLogger:
         else:
             raise errors.QueueFullError(
                 f"the send queue stayed full for {timeout_s:g} s ({deliveries.pending} messages, "
-                f"{deliveries.pending_bytes} bytes; see KEVEN_LOG_QUEUE_MESSAGES and KEVEN_LOG_QUEUE_BYTES); the message "
-                f"for {topic} was not queued")
+                f"{deliveries.pending_bytes} bytes; see KEVEN_LOG_QUEUE_MESSAGES and KEVEN_LOG_QUEUE_BYTES); the "
+                f"message for {topic} was not queued")
         return 0
 
     def _end(self):

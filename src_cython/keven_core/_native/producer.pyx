@@ -197,12 +197,11 @@ cdef int32_t _partition_of(const rd_kafka_topic_t *rkt, const void *key, size_t 
     if sticks(sticky, (<Slot *>message).size, &partition) and partition < count:
         return partition
     first = <int32_t>(random_of(sticky) % <uint32_t>count)
+    partition = first
     for i in range(count):
-        partition = (first + i) % count
-        if api.topic_partition_available(rkt, partition):
+        if api.topic_partition_available(rkt, (first + i) % count):
+            partition = (first + i) % count
             break
-    else:
-        partition = first
     stick(sticky, partition)
     return partition
 
@@ -435,8 +434,8 @@ cdef class DeliveryAccount:
         only_failures: whether on_delivery is told only of messages that were not delivered.
         announce: whether the producer's on_failure is told of failed messages.
 
-    `failures` keeps the first failed messages, as errors.Delivery. Counts move when a thread collects what has come back: Producer.wait(),
-    Producer.serve(), a call that produces.
+    `failures` keeps the first failed messages, as errors.Delivery. Counts move when a thread collects what has come back:
+    Producer.wait(), Producer.serve(), a call that produces.
     """
 
     def __cinit__(self):
@@ -536,8 +535,8 @@ cdef class Topic:
 cdef class LoopGate:
     """Brings acknowledgements into an event loop: the futures of messages that have come back are settled there.
 
-    The sender thread writes to the gate's pipe, once until the loop has heeded it. Made and heeded in the loop's thread;
-    collect() adds to `done` in any thread. Messages refer to their gate without owning it: the producer keeps it.
+    The sender thread writes to the gate's pipe, once until the loop has heeded it. Made and heeded in the loop's
+    thread; collect() adds to `done` in any thread. Messages refer to their gate without owning it: the producer does.
     """
 
     cdef void _shut(self) noexcept:
@@ -941,8 +940,9 @@ cdef class Producer(Client):
     def attend(self, int timeout_ms):
         """What the attendant does, again and again: wait for something to heed, GIL released, and heed it.
 
-        Passes on events, and tells each account's on_delivery of its messages, as a list of errors.Delivery. Called by one thread, in a loop, until close(); once it was called, other
-        threads leave events to it. Returns whether messages are still under way.
+        Passes on events, and tells each account's on_delivery of its messages, as a list of errors.Delivery. Called by
+        one thread, in a loop, until close(); once it was called, other threads leave events to it. Returns whether
+        messages are still under way.
         """
         cdef bint called
         self._rk()
