@@ -244,7 +244,7 @@ cdef bint _send_some(Sender *sender) noexcept nogil:
     """Hand over what has been appended, RUN messages at most; whether there were any."""
     cdef rd_kafka_message_t run[256]
     cdef uint64_t ready = queue_ready(&sender.outbox)
-    cdef uint64_t i
+    cdef uint64_t left
     cdef Slot *slot
     cdef int count = 0
     cdef bint all_sent = True
@@ -252,7 +252,9 @@ cdef bint _send_some(Sender *sender) noexcept nogil:
         return False
     if ready > RUN:
         ready = RUN
-    for i in range(ready):
+    left = ready
+    while left:
+        left -= 1
         slot = <Slot *>queue_pop(&sender.outbox)
         if count and (slot.extra != NULL or slot.rkt != (<Slot *>run[0]._private).rkt):
             all_sent = _send_run(sender, run, count) and all_sent
@@ -434,8 +436,8 @@ cdef class DeliveryAccount:
         only_failures: whether on_delivery is told only of messages that were not delivered.
         announce: whether the producer's on_failure is told of failed messages.
 
-    `failures` keeps the first failed messages, as errors.Delivery. Counts move when a thread collects what has come back:
-    Producer.wait(), Producer.serve(), a call that produces.
+    `failures` keeps the first failed messages, as errors.Delivery. Counts move when a thread collects what has come
+    back: Producer.wait(), Producer.serve(), a call that produces.
     """
 
     def __cinit__(self):
