@@ -37,7 +37,8 @@ def check_topic(name: object, *, pattern_allowed: bool = False) -> str:
         raise ConfigurationError(
             f"{name[:260]!r} is not a topic name: 1 to 249 letters, digits, dots, underscores and hyphens are allowed"
         )
-    return name
+    # An enum's member is a str too, but compiled code takes nothing but plain ones.
+    return name if type(name) is str else str.__str__(name)
 
 
 def folded(name: str) -> str:

@@ -1,5 +1,6 @@
 """Names of topics: which Kafka accepts, which collide, and what belongs to what."""
 
+import enum
 import re
 from typing import Any
 
@@ -137,3 +138,11 @@ def test_a_client_id_that_makes_no_topic_is_refused(client: str) -> None:
         else:
             with pytest.raises(ConfigurationError):
                 make(client)
+
+
+def test_a_member_of_an_enum_is_its_value() -> None:
+    class Topics(str, enum.Enum):
+        ORDERS = "orders"
+
+    name = check_topic(Topics.ORDERS)
+    assert (type(name), name) == (str, "orders")
