@@ -434,7 +434,11 @@ class KafkaBatchLogger(_Logger):
         if self._spill_dir is not None:
             with _spill_lock:  # two threads may come here at once
                 if os.getpid() not in self._spilling:
-                    self._spilling[os.getpid()] = self._open_spill(self._spill_dir)
+                    try:
+                        self._spilling[os.getpid()] = self._open_spill(self._spill_dir)
+                    except BaseException:
+                        self._made[os.getpid()][0].close(0)  # or it would stay until the process ends
+                        raise
                     atexit.register(self._end_spill, _EXIT_SPILL_MS)
         return client, account
 
