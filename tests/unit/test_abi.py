@@ -175,6 +175,8 @@ def test_signatures_are_those_of_the_header(tmp_path: Path) -> None:
         "#include <stdio.h>\n#include <stdint.h>\n#include <sys/types.h>\n"
         "#include <librdkafka/rdkafka.h>\n#include <librdkafka/rdkafka_mock.h>\n"
         f"typedef void (*rebalance_cb_t){callback};\ntypedef void (*offset_commit_cb_t){callback};\n"
+        "typedef int32_t (*partitioner_t)"
+        "(const rd_kafka_topic_t *, const void *, size_t, int32_t, void *, void *);\n"
         "typedef rd_kafka_interceptor_f_on_new_t *on_new_t;\n"
         "typedef rd_kafka_interceptor_f_on_response_received_t *on_response_received_t;\n"
         "typedef struct rd_kafka_err_desc rd_kafka_err_desc_t;\n"

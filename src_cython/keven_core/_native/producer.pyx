@@ -188,7 +188,8 @@ cdef int32_t _partition_of(const rd_kafka_topic_t *rkt, const void *key, size_t 
                            void *message) noexcept nogil:
     """The partitioner, as Java's: murmur2 of the key; without a key, one partition for a batch's worth of bytes.
 
-    Called by librdkafka in produce(), or on its main thread for messages that waited for the topic's metadata.
+    Called by librdkafka in produce(), or on its main thread for messages that waited for the topic's metadata. It may
+    call nothing of librdkafka but rd_kafka_topic_partition_available (rdkafka.h); murmur2 is a partitioner itself.
     """
     cdef Sticky *sticky = <Sticky *>opaque
     cdef int32_t partition, first, i
