@@ -272,6 +272,8 @@ assert len(seen) == 41
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here")
 @pytest.mark.parametrize("what", FORKS)
 def test_a_forked_child_is_refused_and_the_parent_unharmed(what: str) -> None:
+    if what == "loggers" and os.environ.get("KEVEN_SANITIZED"):
+        pytest.skip("new threads of the child get stacks of threads that did not come along, with the red zones there")
     result = run_child(FORK + FORKS[what] + "\nkafka.stop()\n")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
