@@ -221,9 +221,7 @@ class KafkaLogger(_Logger):
         KafkaTimeoutError when it did not answer in time (the message may still arrive), AuthenticationError, and
         UsageError, ConfigurationError, MessageTooLargeError or QueueFullError before anything is sent.
         """
-        account = DeliveryAccount()
-        if self.submit(data, topic, deliveries=account):
-            self._settle(account, "the message")
+        self._log_and_wait(data, topic)
 
     def log_many(self, data: Iterable[object], topic: str | None = None) -> int:
         """Send messages together and wait until all are acknowledged; returns how many.

@@ -32,6 +32,9 @@ cdef enum:
     COLLECTED = 128
     ALL = 0x7FFFFFFF
 
+# How long _log_and_wait() waits by itself.
+cdef double FIRST_WAIT_S = 0.2
+
 # The scope of the handler that runs, looked at only while one is entered anywhere in the process: reading a context
 # variable costs as much as half a log().
 _scope = ContextVar("keven_core.handler_scope", default=None)
@@ -184,6 +187,18 @@ cdef class NativeLogger:
         stand-in. With a loop nothing is waited for: QueueFullError at once.
         """
         return self._take(data, topic, key, headers, timestamp_ms, deliveries, loop)
+
+    def _log_and_wait(self, data, topic):
+        """Take one message and wait for its acknowledgement: the short way; what takes long goes to _settle()."""
+        cdef DeliveryAccount account = DeliveryAccount()
+        if self._take(data, topic, None, None, None, account, None) is not True:
+            return
+        try:
+            self.client.wait(account, min(self.timeout, FIRST_WAIT_S))
+        except errors.ClosedError:
+            pass  # what is said of it stands in the account
+        if account.account.delivered == 0:
+            self._settle(account, "the message")
 
     cdef int _connect(self) except -1:
         """Have a producer: the shared one of this process, a new one after a fork or when librdkafka gave up."""
