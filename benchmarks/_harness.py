@@ -47,7 +47,7 @@ class Contestant:
 Rounds = dict[str, list[dict[str, Any]]]
 
 
-def run_child(target: str, **spec: Any) -> dict[str, Any]:
+def run_child(target: str, *, timeout_s: float = _ROUND_TIMEOUT_S, **spec: Any) -> dict[str, Any]:
     """Run one round in a child process and return what it measured. Raises RuntimeError with its error output."""
     argument = json.dumps({"target": target, **spec})
     done = subprocess.run(
@@ -55,7 +55,7 @@ def run_child(target: str, **spec: Any) -> dict[str, Any]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=_ROUND_TIMEOUT_S,
+        timeout=timeout_s,
     )
     if done.returncode:
         raise RuntimeError(f"{target} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")

@@ -13,13 +13,11 @@ import msgspec
 
 from benchmarks._events import PARTITIONS, BenchEnd
 from benchmarks._keven import SERVER_NAME, settings_of
+from benchmarks._meter import now_ns, summary
 from benchmarks._rivals import options_of
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.events.event import Event, decoders_of
 from keven_core.kafka.events.server import setup_event_listener
-
-# The host's own clock, the same in every process (CLOCK_MONOTONIC).
-now_ns = time.monotonic_ns
 
 
 class Timed(Event):
@@ -62,16 +60,6 @@ def pace(spec: dict[str, Any]) -> dict[str, Any]:
         producer.produce(spec["topic"], BenchEnd().serialize(), partition=partition)
     producer.flush()
     return {"messages": count, "worst_delay_ms": worst / 1e6}
-
-
-def _summary(delays: array[int], spec: dict[str, Any]) -> dict[str, Any]:
-    # The first second warms up connections and caches.
-    kept = sorted(delays[spec["rate"] :]) or [0]
-
-    def at(share: float) -> float:
-        return kept[min(len(kept) - 1, int(share * len(kept)))] / 1e6
-
-    return {"messages": len(delays), "p50_ms": at(0.50), "p99_ms": at(0.99), "max_ms": kept[-1] / 1e6}
 
 
 def _server(spec: dict[str, Any], on_assigned: Callable[[], None]) -> Any:
@@ -124,7 +112,7 @@ def run_server(spec: dict[str, Any]) -> dict[str, Any]:
     server = _server(spec, lambda: say("ready"))
     cpu = time.process_time()
     server.start_sync()
-    return {**_summary(delays, spec), "cpu_share": (time.process_time() - cpu) / spec["seconds"]}
+    return {**summary(delays, spec), "cpu_share": (time.process_time() - cpu) / spec["seconds"]}
 
 
 def run_poll(spec: dict[str, Any]) -> dict[str, Any]:
@@ -156,7 +144,7 @@ def run_poll(spec: dict[str, Any]) -> dict[str, Any]:
         delays.append(now_ns() - event.sent_ns)
     cpu = time.process_time() - cpu
     consumer.close()
-    return {**_summary(delays, spec), "cpu_share": cpu / spec["seconds"]}
+    return {**summary(delays, spec), "cpu_share": cpu / spec["seconds"]}
 
 
 def run_idle(spec: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from array import array
 from pathlib import Path
+from typing import Any
+
+# The host's own clock, the same in every process (CLOCK_MONOTONIC).
+now_ns = time.monotonic_ns
 
 
 def peak_rss_mb() -> float:
@@ -25,6 +30,17 @@ def rss_mb() -> float:
     import psutil
 
     return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def summary(delays: array[int], spec: dict[str, Any]) -> dict[str, Any]:
+    """Median and percentiles, in ms, of delays in ns at `rate` a second; those of the first second are left out."""
+    # The first second warms up connections and caches.
+    kept = sorted(delays[spec["rate"] :]) or [0]
+
+    def at(share: float) -> float:
+        return kept[min(len(kept) - 1, int(share * len(kept)))] / 1e6
+
+    return {"messages": len(delays), "p50_ms": at(0.50), "p99_ms": at(0.99), "max_ms": kept[-1] / 1e6}
 
 
 class Meter:

@@ -127,6 +127,8 @@ class Target:
             return "not measured"
         if self.met:
             return "met"
+        if not self.wanted:
+            return "missed"
         return f"missed by {abs(self.figure.median / self.wanted - 1):.1%}"
 
     def row(self) -> tuple[str, str, str, str, str]:
@@ -169,7 +171,10 @@ def write_svg(path: str | Path, title: str, unit: str, bars: Mapping[str, Spread
         [bars[name].median - bars[name].low for name in names],
         [bars[name].high - bars[name].median for name in names],
     ]
-    colours = ["#1f6f8b" if name.startswith("keven") else "#b5651d" if name != "limit" else "#777777" for name in names]
+    colours = [
+        "#1f6f8b" if name.startswith("keven") else "#777777" if name.startswith(("limit", "c loop")) else "#b5651d"
+        for name in names
+    ]
     figure, axes = pyplot.subplots(figsize=(9, 0.42 * len(names) + 1.2))
     axes.barh(names, medians, xerr=errors, color=colours, ecolor="#333333", capsize=3)
     axes.set_xlabel(unit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent import futures
 from contextlib import suppress
 from typing import Any
@@ -43,12 +44,20 @@ def _count(address: str, topic: str) -> int | None:
         consumer.close()
 
 
-def create(address: str, topic: str, partitions: int = _events.PARTITIONS) -> None:
+def _admin(address: str) -> AdminClient:
+    # Without its remarks on what it has not served when it ends.
+    return AdminClient({"bootstrap.servers": address, "log_level": 4})
+
+
+def create(
+    address: str, topic: str, partitions: int = _events.PARTITIONS, config: Mapping[str, str] | None = None
+) -> None:
     """Make a topic, in place of what may be there under its name."""
-    admin = AdminClient({"bootstrap.servers": address})
+    admin = _admin(address)
     if topic in admin.list_topics(timeout=_WAIT_S).topics:
         admin.delete_topics([topic])[topic].result(_WAIT_S)
-    wanted = NewTopic(topic, partitions, 1, config={"retention.ms": "-1", "max.message.bytes": str(8 << 20)})
+    settings = {"retention.ms": "-1", "max.message.bytes": str(8 << 20), **(config or {})}
+    wanted = NewTopic(topic, partitions, 1, config=settings)
     deadline = time.monotonic() + _WAIT_S
     while True:
         try:
@@ -67,8 +76,26 @@ def create(address: str, topic: str, partitions: int = _events.PARTITIONS) -> No
 
 def delete(address: str, topic: str) -> None:
     """Delete a topic."""
-    admin = AdminClient({"bootstrap.servers": address})  # a temporary would end before its answer comes
+    admin = _admin(address)  # a temporary would end before its answer comes
     admin.delete_topics([topic])[topic].result(_WAIT_S)
+
+
+def written(address: str, topic: str) -> int:
+    """How many messages have ever been written to a topic: its high watermarks. Waits until its leaders answer."""
+    consumer = Consumer({"bootstrap.servers": address, "group.id": f"{_PREFIX}-count"})
+    deadline = time.monotonic() + _WAIT_S
+    try:
+        partitions = consumer.list_topics(topic, timeout=_WAIT_S).topics[topic].partitions
+        while True:
+            try:
+                marks = [consumer.get_watermark_offsets(TopicPartition(topic, p), timeout=_WAIT_S) for p in partitions]
+                return sum(high for _, high in marks)
+            except KafkaException:  # just made: its leaders don't know of it yet
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+    finally:
+        consumer.close()
 
 
 def fill_producer(address: str, **options: Any) -> Producer:
