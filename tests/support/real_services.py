@@ -67,6 +67,12 @@ def own_broker() -> RealKafka:
             proxied=True,
             security=["sasl", "oauthbearer", "ssl", "sasl_ssl"],
             heap="512m",
+            # Everybody may do everything, until a test makes a rule for its topic.
+            config={
+                "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+                "allow.everyone.if.no.acl.found": "true",
+                "super.users": "User:ANONYMOUS",
+            },
         )
         kafka.start()
         _own.append(kafka)
