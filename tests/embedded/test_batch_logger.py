@@ -227,6 +227,7 @@ def test_immutable_ones_are_not_copied(embedded_kafka: Any, topic: str, make: Ca
     assert values(embedded_kafka, topic) == [b"connected", data, data[10:20], text.encode()]
 
 
+@pytest.mark.logs_errors
 def test_a_large_object_is_logged_many_times_without_growing() -> None:
     # 100 times 64 MB are under way: 6.4 GB, if anything were copied.
     log = KafkaBatchLogger(topic="t", settings=_unreachable(log_queue_bytes=1 << 40))
@@ -242,7 +243,8 @@ def test_a_large_object_is_logged_many_times_without_growing() -> None:
     assert shared.close(100) == 100
     with pytest.raises(DeliveryError, match="100 messages"):
         log.flush()
-    assert sys.getrefcount(data) <= 3 + 10
+    gc.collect()
+    assert live_objects()["deliveries"] == 0
 
 
 def _unreachable(**changes: Any) -> Any:
@@ -927,33 +929,32 @@ for number in range(10):
     embedded_kafka.broker_up()
 
 
-def test_what_was_refused_and_never_asked_for_is_named_too(embedded_kafka: Any, topic: str) -> None:
-    embedded_kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE] * 2)
+@pytest.mark.parametrize("asked", [False, True])
+def test_what_was_refused_and_never_asked_for_is_named_too(embedded_kafka: Any, topic: str, asked: bool) -> None:
+    embedded_kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE] * 3)
     done = child(
         embedded_kafka,
-        """
-import asyncio, logging
+        f"""
+import asyncio, contextlib, logging
 logging.disable()
 log, single = KafkaBatchLogger(topic="t", settings=settings()), KafkaLogger(topic="t", settings=settings())
+# Whoever waits is told, so nothing of that is named.
 for call in (lambda: single.log(b"told"), lambda: asyncio.run(single.alog(b"told"))):
     try:
         call()
     except DeliveryError:
-        pass
-    else:
-        raise SystemExit("not refused")
-log.log(b"connected")
-log.flush()
-print("ready", flush=True)
-input()
+        continue
+    raise SystemExit("not refused")
 log.log(b"refused")
 while log.pending_count:
     time.sleep(0.01)
+if {asked}:
+    with contextlib.suppress(DeliveryError):
+        log.flush()
 """,
-        stdin="\n",
     )
-    assert (done.returncode, done.stdout) == (0, "ready\n"), done.stderr
-    assert "no flush() asked" not in done.stderr
+    said = "" if asked else "keven_core: 1 message(s) were not delivered, and no flush() asked for them\n"
+    assert (done.returncode, done.stderr) == (0, said)
 
 
 def test_a_forked_child_has_a_producer_of_its_own(embedded_kafka: Any, topic: str) -> None:
@@ -995,6 +996,9 @@ def test_a_fork_while_threads_log(embedded_kafka: Any, topic: str) -> None:
         """
 import threading
 log = KafkaBatchLogger(topic="t", settings=settings())
+# A fork in the middle of an import leaves the module locked in the child, by Python's own lock.
+log.log(b"connected")
+log.flush()
 stop = threading.Event()
 counts = []
 def work(name):
@@ -1002,8 +1006,8 @@ def work(name):
     while not stop.is_set():
         log.log(b"%d/%d" % (name, count))
         count += 1
-        if count % 100 == 0:
-            time.sleep(0.001)
+        if count % 20 == 0:
+            time.sleep(0.002)
     counts.append(count)
 threads = [threading.Thread(target=work, args=(name,)) for name in range(3)]
 for thread in threads:
@@ -1012,16 +1016,16 @@ for number in range(5):
     pid = os.fork()
     if pid == 0:
         log.log(b"child %d" % number)
-        log.flush()
-        os._exit(0)
+        os._exit(0 if log.flush() == 1 else 1)
     assert os.waitpid(pid, 0)[1] == 0
 stop.set()
 for thread in threads:
     thread.join()
-assert log.flush() == sum(counts)
+assert log.flush() == sum(counts) + 1
 print(sum(counts))
 """,
+        timeout_s=30,
     )
     assert done.returncode == 0, done.stderr
     found = values(embedded_kafka, topic)
-    assert len(found) == len(set(found)) == int(done.stdout) + 5
+    assert len(found) == len(set(found)) == int(done.stdout) + 6
