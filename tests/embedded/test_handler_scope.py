@@ -154,13 +154,12 @@ def test_batches_are_pipelined(
     assert values(out, "out") == [b"connected", *numbered(30)]
 
 
-@MODES
 def test_a_bounded_number_of_batches_waits(
-    out: EmbeddedKafka, cluster: Any, handler_registry: Any, log: KafkaBatchLogger, serve: Any, mode: str
+    out: EmbeddedKafka, cluster: Any, handler_registry: Any, log: KafkaBatchLogger, serve: Any
 ) -> None:
     handled: list[int] = []
     copying(log, handled)
-    with live(serve(settings={"batch_size": 1}), mode):
+    with live(serve(settings={"batch_size": 1})):
         feed(cluster, 0, 1)
         wait_until(lambda: committed(cluster, "svc", "in") == {0: 1}, "it runs")
         out.broker_down()
@@ -222,13 +221,12 @@ def test_stop_waits_for_what_was_written(
 
 
 @pytest.mark.logs_errors
-@MODES
 def test_stop_gives_up_in_time_and_keeps_the_offsets(
-    out: EmbeddedKafka, cluster: Any, handler_registry: Any, log: KafkaBatchLogger, serve: Any, mode: str
+    out: EmbeddedKafka, cluster: Any, handler_registry: Any, log: KafkaBatchLogger, serve: Any
 ) -> None:
     handled: list[int] = []
     copying(log, handled)
-    running = Live(serve(settings={"close_timeout_ms": 1000}), mode)
+    running = Live(serve(settings={"close_timeout_ms": 1000}), "sync")
     wait_until(running.server.ready, "it has partitions")
     out.broker_down()
     feed(cluster, 0, 5)
@@ -287,14 +285,13 @@ def test_what_was_handled_before_a_seek_is_not_stored_after_it(
     assert handled == [0, 1, 2, 3, 4, 2, 3, 4]
 
 
-@MODES
 def test_an_acknowledged_logger_in_a_handler_waits_itself(
-    out: EmbeddedKafka, cluster: Any, handler_registry: Any, serve: Any, mode: str
+    out: EmbeddedKafka, cluster: Any, handler_registry: Any, serve: Any
 ) -> None:
     single = KafkaLogger(topic="out", settings=quick(out, idempotence=False))
     handled: list[int] = []
     copying(single, handled)
-    with live(serve(), mode):
+    with live(serve()):
         feed(cluster, 0, 5)
         wait_until(lambda: committed(cluster, "svc", "in") == {0: 5}, "they are committed")
     assert values(out, "out") == numbered(5)

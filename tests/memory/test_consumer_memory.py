@@ -216,6 +216,76 @@ def test_what_is_left_in_hand_goes_with_its_partition(embedded_kafka: EmbeddedKa
 
 
 @SIZES
+def test_a_batch_that_is_finished_unstored_is_freed_and_stored_later(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    fill(embedded_kafka, "t", [value_of(i, size) for i in range(30)])
+    got: list[int] = []
+    consumer = consumer_of(embedded_kafka, "t", table=table_of(lambda item: got.append(item.number)), batch_size=10)
+    waiting: list[tuple[str, int, int, int]] = []
+    while len(got) < 30:
+        fetch_some(consumer)
+        consumer.run()
+        waiting += consumer.finish_batch_unstored()
+        assert live_objects()["messages"] == 0  # offsets may wait, messages do not
+    assert [offset for _, _, offset, _ in waiting] == sorted({offset for _, _, offset, _ in waiting})
+    assert (waiting[-1][:3], consumer.uncommitted()) == (("t", 0, 30), [])
+    before = live_objects()["partition_lists"]
+    consumer.store([])
+    consumer.store(waiting[:1])
+    assert consumer.uncommitted() == [waiting[0][:3]]
+    consumer.store(waiting)
+    consumer.store(waiting[:1])  # never back
+    assert consumer.uncommitted() == [("t", 0, 30)]
+    assert live_objects()["partition_lists"] == before
+    assert consumer.finish_batch_unstored() == []  # nothing was handled since
+    assert consumer.close(5000)
+    with pytest.raises(ClosedError):
+        consumer.store(waiting)
+
+
+def test_offsets_of_partitions_that_were_given_up_are_not_stored(embedded_kafka: EmbeddedKafka) -> None:
+    for topic in ("t", "u"):
+        fill(embedded_kafka, topic, [value_of(i) for i in range(5)])
+    got: list[int] = []
+    consumer = consumer_of(embedded_kafka, "t", "u", table=table_of(lambda item: got.append(item.number)))
+    waiting: list[tuple[str, int, int, int]] = []
+    while len(got) < 10:
+        fetch_some(consumer)
+        consumer.run()
+        waiting += consumer.finish_batch_unstored()
+    consumer.assign([("t", 0, 5)], True)
+    before = live_objects()["partition_lists"]
+    consumer.store(waiting)
+    assert {entry[:2] for entry in consumer.uncommitted()} <= {("t", 0)}
+    consumer.store([("never heard of", 7, 1, -1)])
+    assert live_objects()["partition_lists"] == before
+    for broken in ([("t", 0)], [None], [("t", "x", 1, 2)], None, [(b"t", 0, 1, 2)]):
+        with pytest.raises((TypeError, ValueError)):
+            consumer.store(broken)  # type: ignore[arg-type]
+    assert live_objects()["partition_lists"] == before
+    assert consumer.close(5000)
+
+
+def test_without_a_confirmation_the_offset_stays_at_the_first_failed_record(embedded_kafka: EmbeddedKafka) -> None:
+    fill(embedded_kafka, "t", [value_of(i) for i in range(10)])
+    got: list[int] = []
+
+    def handle(item: Any) -> None:
+        got.append(item.number)
+        if item.number == 4:
+            raise ZeroDivisionError
+
+    def on_failure(record: Any, stage: str, error: Exception) -> None: ...
+
+    consumer = consumer_of(embedded_kafka, "t", table=table_of(handle), on_failure=on_failure)
+    while len(got) < 10:
+        fetch_some(consumer)
+        consumer.run()
+    [entry] = consumer.finish_batch_unstored(False)
+    assert entry[:3] == ("t", 0, 4)
+    assert consumer.close(5000)
+
+
+@SIZES
 def test_seek_drops_what_is_left_in_hand(embedded_kafka: EmbeddedKafka, size: int) -> None:
     consumer, got = _slowly(embedded_kafka, size, 12, 0.06)
     consumer.finish_batch()

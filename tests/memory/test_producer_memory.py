@@ -1,7 +1,9 @@
 """Producers hold what they send exactly until its fate is known."""
 
+import asyncio
 import gc
 import sys
+import weakref
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from keven_core.kafka.errors import (
     QueueFullError,
     UsageError,
 )
+from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
 from keven_core.testing import EmbeddedKafka
 
 NOWHERE = {"bootstrap.servers": "127.0.0.1:1", "linger.ms": "0"}
@@ -266,3 +269,107 @@ def test_many_threads_share_a_producer(embedded_kafka: EmbeddedKafka) -> None:
             thread.join(30)
         assert [(account.delivered, account.pending) for account in accounts] == [(500, 0)] * 4
         assert live_objects()["deliveries"] == before
+
+
+# --- loggers ---------------------------------------------------------------------------------------------------------
+
+
+def logger_of(kafka: EmbeddedKafka, kind: Any = KafkaBatchLogger, **options: Any) -> Any:
+    changes = {name: options.pop(name) for name in list(options) if name in ("max_message_bytes", "log_queue_messages")}
+    log = kind(topic="t", timeout=20, settings=kafka.settings(idempotence=False, **changes), **options)
+    kafka.create_topic("t", 1)
+    return log
+
+
+@SIZES
+def test_a_logger_holds_what_it_was_given_until_it_is_delivered(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    log = logger_of(embedded_kafka)
+    data, key, header, text = fresh(size), fresh(10), fresh(10), "t" * size + "."
+    headers = [("h", header)]
+    view = memoryview(data)[: size // 2]
+    before = [sys.getrefcount(entry) for entry in (data, key, header, text, headers, view)]
+    held = (sys.getrefcount(data), sys.getrefcount(key))
+    embedded_kafka.set_latency(100)
+    for _ in range(20):
+        log.log(data)
+        log.log(view, key=key, headers=headers, timestamp_ms=5)
+        log.log(text, key=key)
+    assert (sys.getrefcount(data), sys.getrefcount(key)) == (held[0] + 40, held[1] + 40)
+    assert log.flush() == 60
+    embedded_kafka.set_latency(0)
+    assert [sys.getrefcount(entry) for entry in (data, key, header, text, headers, view)] == before
+    assert live_objects()["deliveries"] == 0
+
+
+def test_what_a_logger_refuses_is_released_at_once(embedded_kafka: EmbeddedKafka) -> None:
+    log = logger_of(embedded_kafka, max_message_bytes=1000)
+    data, key, header = fresh(500), fresh(10), fresh(10)
+    before = [sys.getrefcount(entry) for entry in (data, key, header)]
+    refused: list[dict[str, Any]] = [
+        {"headers": [("good", header), ("bad", "text")]},
+        {"headers": [("good", header), ("\ud800", header)]},
+        {"headers": {"good": header, "bad": 5}},
+        {"timestamp_ms": -1, "headers": [("good", header)]},
+        {"topic": "not a topic", "headers": [("good", header)]},
+        {"topic": "", "headers": [("good", header)]},
+        {"headers": [("good", header), ("large", header)], "data": fresh(2000)},
+    ]
+    for given in refused * 20:
+        with pytest.raises(UsageError):
+            log.log(**{"data": data, "key": key, **given})
+    del refused, given
+    gc.collect()
+    assert [sys.getrefcount(entry) for entry in (data, key, header)] == before
+    assert log.produced_count == live_objects()["deliveries"] == 0
+
+
+@SIZES
+def test_futures_of_an_event_loop_are_released(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    log = logger_of(embedded_kafka, KafkaLogger)
+    data = fresh(size)
+    before = sys.getrefcount(data)
+    futures: list[Any] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(log.alog(data, headers={"a": b"1"}) for _ in range(50)))
+        future = log.submit(data, loop=loop)
+        futures.append(weakref.ref(future))
+        await future
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert [future() for future in futures] == [None] * 3
+    assert sys.getrefcount(data) == before
+    assert live_objects()["deliveries"] == 0
+
+
+def test_a_logger_that_is_dropped_with_messages_under_way(embedded_kafka: EmbeddedKafka) -> None:
+    log = logger_of(embedded_kafka)
+    log.log(b"connected")
+    log.flush()
+    embedded_kafka.set_latency(200)
+    data = fresh(LARGE)
+    before = sys.getrefcount(data)
+    for _ in range(10):
+        log.log(data)
+    gone = weakref.ref(log)
+    del log
+    gc.collect()
+    assert gone() is None
+    other = KafkaBatchLogger(topic="t", settings=embedded_kafka.settings(idempotence=False))
+    wait_until(lambda: other.log(b"x") or sys.getrefcount(data) == before, 10, "the messages come back")
+    embedded_kafka.set_latency(0)
+    other.flush()
+
+
+def test_a_key_of_a_subclass_is_held_as_plain_bytes(embedded_kafka: EmbeddedKafka) -> None:
+    class Data(bytes): ...
+
+    log = logger_of(embedded_kafka)
+    data = Data(fresh(100))
+    before = sys.getrefcount(data)
+    log.log(data, key=data)
+    log.flush()
+    assert sys.getrefcount(data) == before
