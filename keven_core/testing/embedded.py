@@ -144,7 +144,7 @@ class EmbeddedKafka:
         self._command(self._running.set_down, broker, False)
 
     def set_leader(self, topic: str, partition: int, broker: int) -> None:
-        """Move the leader of a partition to another broker; -1: to none.
+        """Move the leader of a partition to another broker; -1: to none (writing to it then crashes librdkafka's mock).
 
         Offsets of records that were written before the move can't be committed after it (FENCED_LEADER_EPOCH), which a
         real broker does not mind.

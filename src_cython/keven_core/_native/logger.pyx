@@ -13,7 +13,7 @@ from libc.stdint cimport int64_t
 from keven_core._native.handle cimport fork_generation
 from keven_core._native.outbox cimport Account, Extra, Sender
 from keven_core._native.producer cimport (
-    DeliveryAccount, LoopGate, Producer, Topic, free_extra, new_extra, set_waiter
+    DeliveryAccount, LoopGate, Producer, Topic, free_extra, new_extra, pairs_of, set_waiter
 )
 from rdkafka cimport *
 
@@ -98,11 +98,15 @@ cdef class HandlerScope:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 return False
+            waited = False
             for client in list(self.producers):
                 try:
                     (<Producer>client).wait(account, min(left_s, 0.1))
+                    waited = True
                 except errors.ClosedError:
-                    pass  # what it had has come back
+                    pass  # what it had comes back in the thread that closes it
+            if not waited:
+                time.sleep(min(left_s, 0.005))
 
     cdef int _uses(self, Producer client) except -1:
         if client not in self.producers:
@@ -286,7 +290,10 @@ cdef class NativeLogger:
             key_size = PyBytes_GET_SIZE(key)
         if timestamp_ms is not None and not (type(timestamp_ms) is int and 0 < timestamp_ms < 1 << 62):
             raise errors.UsageError(f"timestamp_ms has to be milliseconds since the epoch, not {timestamp_ms!r:.80}")
+        if headers is not None and not isinstance(headers, (list, tuple)):
+            headers = pairs_of(headers)  # more than one reader follows
         if (handler is not None and handler.captured is not None) or self.stand_in is not None:
+            free_extra(new_extra(headers, 0, RD_KAFKA_PARTITION_UA))  # refuses what a producer would refuse
             return self._divert(handler, check_topic(topic), text, size, owner, key, headers, timestamp_ms)
 
         if loop is not None:
@@ -356,8 +363,7 @@ cdef class NativeLogger:
                         timestamp_ms):
         value = _value_of(owner, text, size)
         if handler is not None and handler.captured is not None:
-            pairs = headers.items() if hasattr(headers, "items") else headers or ()
-            handler.captured.append((topic, value, key, list(pairs)))
+            handler.captured.append((topic, value, key, list(headers or ())))
         else:
             self._stand_in_for(self.stand_in, topic, value, key, headers, timestamp_ms)
         return False

@@ -63,6 +63,7 @@ cdef class Producer(Client):
     cdef int _halt(self) noexcept
 
 
+cdef list pairs_of(object headers)
 cdef Extra *new_extra(object headers, int64_t timestamp_ms, int32_t partition) except NULL
 cdef void set_waiter(Extra *extra, object future, LoopGate gate) noexcept
 cdef void free_extra(Extra *extra) noexcept

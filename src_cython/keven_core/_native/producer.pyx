@@ -337,15 +337,20 @@ cdef void *_send(void *argument) noexcept nogil:
 # --- messages ---------------------------------------------------------------------------------------------------------
 
 
+cdef list pairs_of(object headers):
+    """Headers that were given as pairs or as a mapping, as a list of pairs."""
+    try:
+        return list(headers.items() if isinstance(headers, Mapping) else headers)
+    except TypeError:
+        raise errors.UsageError(
+            f"headers have to be (str, bytes or None) pairs or a mapping, not {type(headers).__name__}") from None
+
+
 cdef rd_kafka_headers_t *_new_headers(object headers) except NULL:
     cdef rd_kafka_headers_t *native
     cdef const char *name
     cdef Py_ssize_t name_size
-    try:
-        pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
-    except TypeError:
-        raise errors.UsageError(
-            f"headers have to be (str, bytes or None) pairs or a mapping, not {type(headers).__name__}") from None
+    cdef list pairs = pairs_of(headers)
     native = api.headers_new(len(pairs))
     try:
         for pair in pairs:
