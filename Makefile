@@ -45,8 +45,9 @@ $(VENV)/.bench: $(VENV)/.test
 bench: $(VENV)/.bench  ## the benchmarks, on KAFKA or a broker of their own
 	$(PY) -m benchmarks
 
-soak: $(VENV)/.bench  ## long runs: memory over 10^7 messages, long fault runs
+soak: $(VENV)/.bench  ## long runs: memory over 10^7 messages read and 10^8 written, long fault runs
 	$(PY) -m benchmarks.consume --soak
+	$(PY) -m benchmarks.produce --soak
 	$(PY) -m pytest -m soak --timeout 7200
 
 $(VENV)/.lint: $(VENV)/.test

@@ -73,7 +73,7 @@ try:
 except CommitError as error:
     reveal_type(error.offsets)  # R: list[tuple[str, int, int]]
 except DeliveryError as error:
-    reveal_type(error.failures)  # R: list[keven_core.kafka.errors.Delivery]
+    reveal_type(error.failures[0].value)  # R: bytes | None
 except KafkaError as error:
     reveal_type(error.code)  # R: int
 
