@@ -40,6 +40,8 @@ _IDLE_MS = 60_000
 _LOOK_UP_MS = 300
 # Between two tries to look topics up while no broker answers.
 _LOOK_UP_AGAIN_S = 1.0
+# How long refused credentials are believed in; librdkafka tries again after 10 s at most.
+_REFUSED_S = 30.0
 
 _Key = tuple[tuple[str, str], ...]
 
@@ -64,6 +66,7 @@ class SharedProducer:
         self._look_up_after = 0.0
         # Why the brokers have refused the credentials; None: they have not, or have taken messages since.
         self.refused: AuthenticationError | None = None
+        self._refused_at = 0.0
         self.client: Producer = Producer(options, self._on_event)
         self.client.on_topic = self._on_topic
         self.client.on_failure = self._on_failure
@@ -95,8 +98,8 @@ class SharedProducer:
             try:
                 refused = self.refused
                 busy = self.client.attend(_BUSY_MS if busy or self._new_topics else _IDLE_MS)
-                if not busy and self.refused is refused:
-                    self.refused = None  # nothing waits any more
+                if self.refused is refused and (not busy or time.monotonic() - self._refused_at > _REFUSED_S):
+                    self.refused = None  # nothing waits any more, or they are not refused any more
                 if self._new_topics and time.monotonic() >= self._look_up_after:
                     self._look_up()
             except ClosedError:
@@ -137,7 +140,9 @@ class SharedProducer:
             if event[1] > 6 or self._limiter.admit(f"log {event[2]}") is not None:
                 log_client_line(logger, *event[1:])
         elif event[0] == "error":
-            self.refused = refused_credentials(event[1]) or self.refused
+            refused = refused_credentials(event[1])
+            if refused is not None:
+                self.refused, self._refused_at = refused, time.monotonic()
             if self._limiter.admit(event[1].name) is not None:
                 logger.warning("producer: %s", one_line(event[1]))
         elif event[0] == "token":

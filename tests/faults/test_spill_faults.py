@@ -161,6 +161,10 @@ def arrived(kafka: RealKafka, topic: str) -> dict[bytes, list[int]]:
     return found
 
 
+def all_arrived(kafka: RealKafka, topic: str) -> set[int]:
+    return {number for numbers in arrived(kafka, topic).values() for number in numbers}
+
+
 def assert_in_order(found: dict[bytes, list[int]], *, lives: int) -> None:
     """Each key's numbers rise; after a process was killed some come again, from one place on, as they came before."""
     for key, numbers in found.items():
@@ -199,21 +203,18 @@ def test_broker_and_process_are_killed(own_kafka: RealKafka, own_services: Servi
     # A slow line, so that the kill comes in the middle.
     proxy.delay(0.05)
     own_kafka.restart()
-    seen = proxy.requests_seen[PRODUCE]
-    second.wait_for(lambda: proxy.requests_seen[PRODUCE] > seen + 10, "it sends")
+    left = set(first.written[at_kill + 500 :])
+    second.wait_for(lambda: left & all_arrived(own_kafka, own_topic), "it sends what the first has left")
     second.service.kill()
-    there = {number for numbers in arrived(own_kafka, own_topic).values() for number in numbers}
-    assert there & set(first.written[at_kill:])
-    assert set(second.written) - there
+    assert set(second.written) - all_arrived(own_kafka, own_topic)
     proxy.restore()
 
     third = Spiller(own_services, "third", mode, first=2_000_000, end=2_001_000, **env)
     assert third.service.wait() == 0, third.service.tail()
     assert "flushed 1000 0" in third.service.out, third.service.tail()
     assert left_in(own_services) == []
-    found = arrived(own_kafka, own_topic)
-    assert_in_order(found, lives=3)
-    there = {number for numbers in found.values() for number in numbers}
+    assert_in_order(arrived(own_kafka, own_topic), lives=3)
+    there = all_arrived(own_kafka, own_topic)
     lives = (first, second, third)
     for life in lives:
         assert set(life.written) <= there
@@ -277,9 +278,8 @@ def test_an_end_in_order_while_the_broker_is_away(
     proxy.restore()
     second = Spiller(own_services, "second", "overflow", first=1_000_000, end=1_000_100, **env)
     assert second.service.wait() == 0, second.service.tail()
-    found = arrived(own_kafka, own_topic)
-    there = {number for numbers in found.values() for number in numbers}
-    assert there == {*first.returned, *second.returned}
+    assert all_arrived(own_kafka, own_topic) == {*first.returned, *second.returned}
+    assert_in_order(arrived(own_kafka, own_topic), lives=2)
     assert left_in(own_services) == []
 
 

@@ -1,6 +1,7 @@
 """What loggers say when Kafka refuses or does not answer, and how they meet Java's producers."""
 
 import asyncio
+import os
 import subprocess
 import threading
 import time
@@ -78,6 +79,14 @@ def values_of(kafka: RealKafka, topic: str) -> list[bytes | None]:
     return [message.value() for message in read_topic(kafka.direct_bootstrap_servers, topic)]
 
 
+def outcome_of(call: Callable[[], Any]) -> object:
+    """What a call returns, or the error that it raises."""
+    try:
+        return call()
+    except Exception as error:
+        return error
+
+
 class Clock:
     """Fails the test when what is in its block takes as long as a timeout."""
 
@@ -102,8 +111,13 @@ def test_a_topic_that_does_not_exist(own_kafka: RealKafka, own_topic: str, setti
     for number in range(20):
         batch.log(b"%d" % number)
         batch.log(b"lost %d" % number, topic=missing, key="k")
+    single = KafkaLogger(topic=missing, settings=mine, timeout=TIMEOUT_S)
+    alone: list[object] = []
+    beside = threading.Thread(target=lambda: alone.append(outcome_of(lambda: single.log(b"lost"))))
+    beside.start()
     with Clock(), pytest.raises(DeliveryError) as caught:
         batch.flush()
+    beside.join(WELL_BEFORE_S)
     assert caught.value.failed_count == 20
     assert [each.value for each in caught.value.failures] == [b"lost %d" % number for number in range(10)]
     assert {(each.topic, each.key, each.outcome) for each in caught.value.failures} == {
@@ -115,11 +129,11 @@ def test_a_topic_that_does_not_exist(own_kafka: RealKafka, own_topic: str, setti
     wait_until(lambda: len(told) >= 40, "on_delivery was told of all", 5)
     assert {each.value for each in told if each.error is not None} == {b"lost %d" % number for number in range(20)}
     assert {each.value for each in told if each.error is None} == {b"%d" % number for number in range(20)}
-    single = KafkaLogger(topic=missing, settings=mine, timeout=TIMEOUT_S)
-    with Clock(), pytest.raises(DeliveryError, match=missing) as caught:
-        single.log(b"lost")
-    assert isinstance(caught.value.failures[0].error, UnknownTopicError)
-    assert caught.value.failures[0].outcome == "not delivered"
+    [error] = alone
+    assert isinstance(error, DeliveryError)
+    assert missing in str(error)
+    assert isinstance(error.failures[0].error, UnknownTopicError)
+    assert error.failures[0].outcome == "not delivered"
     assert sorted(values_of(own_kafka, own_topic)) == sorted(b"%d" % number for number in range(20))
     assert missing not in topics_of(own_kafka.direct_bootstrap_servers)
 
@@ -207,34 +221,51 @@ def calls(topic: str, mine: Settings) -> dict[str, Callable[[], Any]]:
     }
 
 
-WAYS = pytest.mark.parametrize("way", ["log", "log_many", "alog", "flush", "aflush"])
+def refused(topic: str, mine: Settings) -> dict[str, str]:
+    """Try all ways at the same time; what the AuthenticationError of each says. Each has to come well in time."""
+    told: dict[str, str] = {}
+
+    def attempt(way: str, call: Callable[[], Any]) -> None:
+        outcome = outcome_of(call)
+        told[way] = f"{type(outcome).__name__}: {outcome}"
+
+    ways = calls(topic, mine)
+    threads = [threading.Thread(target=attempt, args=entry) for entry in ways.items()]
+    with Clock():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT_S * 2)
+    assert told.keys() == ways.keys()
+    assert all(text.startswith("AuthenticationError: ") for text in told.values()), told
+    return told
 
 
-@WAYS
-@pytest.mark.parametrize(("kind", "mechanism"), [("sasl", "PLAIN"), ("sasl", "SCRAM-SHA-256")])
+@pytest.mark.parametrize(
+    ("kind", "mechanism"), [("sasl", "PLAIN"), ("sasl", "SCRAM-SHA-256"), ("sasl_ssl", "SCRAM-SHA-512")]
+)
 def test_a_wrong_password(
-    own_kafka: RealKafka, own_topic: str, settings: MakeSettings, kind: str, mechanism: str, way: str
+    own_kafka: RealKafka, own_topic: str, settings: MakeSettings, kind: str, mechanism: str
 ) -> None:
-    mine = settings(kind, mechanism, KEVEN_SASL_PASSWORD="guess")
-    with Clock(), pytest.raises(AuthenticationError) as caught:
-        calls(own_topic, mine)[way]()
-    assert "guess" not in str(caught.value)
+    told = refused(own_topic, settings(kind, mechanism, KEVEN_SASL_PASSWORD="guess"))
+    assert "guess" not in str(told)
     assert values_of(own_kafka, own_topic) == []
 
 
-@WAYS
-def test_a_broker_that_is_not_trusted(own_kafka: RealKafka, own_topic: str, settings: MakeSettings, way: str) -> None:
+def test_a_broker_that_is_not_trusted(own_kafka: RealKafka, own_topic: str, settings: MakeSettings) -> None:
     """Its certificate is signed by nobody whom this machine knows."""
-    mine = settings("ssl", KEVEN_SSL_CA_FILE="")
-    with Clock(), pytest.raises(AuthenticationError, match="certificate"):
-        calls(own_topic, mine)[way]()
+    told = refused(own_topic, settings("ssl", KEVEN_SSL_CA_FILE=""))
+    assert all("certificate" in text for text in told.values()), told
     assert values_of(own_kafka, own_topic) == []
 
 
-@WAYS
-def test_right_credentials(own_kafka: RealKafka, own_topic: str, settings: MakeSettings, way: str) -> None:
-    calls(own_topic, settings("sasl_ssl", "SCRAM-SHA-512"))[way]()
-    assert b"x" in values_of(own_kafka, own_topic)
+@pytest.mark.parametrize(("kind", "mechanism"), [("sasl", "PLAIN"), ("ssl", ""), ("sasl_ssl", "SCRAM-SHA-512")])
+def test_right_credentials(
+    own_kafka: RealKafka, own_topic: str, settings: MakeSettings, kind: str, mechanism: str
+) -> None:
+    for call in calls(own_topic, settings(kind, mechanism)).values():
+        call()
+    assert sorted(values_of(own_kafka, own_topic)) == [b"x"] * 5 + [b"y"]
 
 
 def change_password(kafka: RealKafka, password: str) -> None:
@@ -264,20 +295,17 @@ def test_a_password_that_is_put_right(own_kafka: RealKafka, own_topic: str, sett
 
     wait_until(there, "what could not be sent is sent")
     assert batch.flush() == 1
+    single.log(b"in time")
+    producers = [logger._made[os.getpid()][0] for logger in (batch, single)]
+    wait_until(lambda: [producer.refused for producer in producers] == [None, None], "the refusal is forgotten", 5)
     own_kafka.pause()
     results: list[object] = []
-
-    def attempt(what: Callable[[], object]) -> None:
-        try:
-            results.append(what())
-        except Exception as error:
-            results.append(error)
 
     batch.log(b"late")
     began = time.monotonic()
     threads = [
-        threading.Thread(target=attempt, args=(batch.flush,)),
-        threading.Thread(target=attempt, args=(lambda: single.log(b"late too"),)),
+        threading.Thread(target=lambda call=call: results.append(outcome_of(call)))
+        for call in (batch.flush, lambda: single.log(b"late too"))
     ]
     for thread in threads:
         thread.start()
@@ -286,25 +314,24 @@ def test_a_password_that_is_put_right(own_kafka: RealKafka, own_topic: str, sett
     for thread in threads:
         thread.join(TIMEOUT_S)
     assert {str(each) for each in results} == {"2", "None"}
-    assert sorted(values_of(own_kafka, own_topic)) == [b"also early", b"early", b"late", b"late too"]
+    assert sorted(values_of(own_kafka, own_topic)) == [b"also early", b"early", b"in time", b"late", b"late too"]
 
 
-@WAYS
-def test_oauthbearer(own_kafka: RealKafka, own_topic: str, settings: MakeSettings, way: str) -> None:
-    """The token callback is called by the producer's attendant, and again before the token expires."""
+def test_oauthbearer(own_kafka: RealKafka, own_topic: str, settings: MakeSettings) -> None:
+    """The token callback is called by the producers' attendants, and again before the token expires."""
     threads = []
 
     def token(config: str) -> tuple[str, float, str]:
-        threads.append(threading.current_thread().name)
+        threads.append(threading.current_thread())
         return unsigned_token(3.0)
 
-    mine = settings("oauthbearer", KEVEN_SASL_USERNAME="", KEVEN_SASL_PASSWORD="", oauth_token=token)
-    calls(own_topic, mine)[way]()
-    assert b"x" in values_of(own_kafka, own_topic)
-    assert set(threads) == {"keven-producer"}
-    if way in ("log", "flush"):
-        count = len(threads)
-        wait_until(lambda: len(threads) > count, "another token is asked for", 10)
+    for call in calls(own_topic, settings("oauthbearer", oauth_token=token)).values():
+        call()
+    assert sorted(values_of(own_kafka, own_topic)) == [b"x"] * 5 + [b"y"]
+    # Two producers: one lingers, the other does not.
+    assert len(set(threads)) == 2
+    assert {thread.name for thread in threads} == {"keven-producer"}
+    wait_until(lambda: min(map(threads.count, set(threads))) >= 2, "other tokens are asked for", 10)
 
 
 def unsigned_token(lifetime_s: float) -> tuple[str, float, str]:
@@ -319,14 +346,12 @@ def unsigned_token(lifetime_s: float) -> tuple[str, float, str]:
     return f"{encoded({'alg': 'none'})}.{encoded(claims)}.", now + lifetime_s, "keven"
 
 
-@WAYS
-def test_oauthbearer_without_a_token(own_kafka: RealKafka, own_topic: str, settings: MakeSettings, way: str) -> None:
+def test_oauthbearer_without_a_token(own_topic: str, settings: MakeSettings) -> None:
     def token(config: str) -> tuple[str, float, str]:
         raise RuntimeError("the identity provider is away")
 
-    mine = settings("oauthbearer", oauth_token=token)
-    with Clock(), pytest.raises(AuthenticationError, match="the identity provider is away"):
-        calls(own_topic, mine)[way]()
+    told = refused(own_topic, settings("oauthbearer", oauth_token=token))
+    assert all("the identity provider is away" in text for text in told.values()), told
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -353,31 +378,28 @@ def test_messages_that_time_out(own_kafka: RealKafka, own_topic: str, settings: 
     batch.log(b"before")
     assert batch.flush() == 1
     single.log(b"before")
-    results: list[DeliveryError] = []
-
-    def attempt(what: Callable[[], object]) -> None:
-        try:
-            what()
-        except DeliveryError as error:
-            results.append(error)
-
     if sent:
         proxy.drop_api(PRODUCE, on="response")
     else:
         proxy.cut(refuse=True)
     for number in range(5):
         batch.log(b"batch %d" % number, key=b"k")
+    results: list[Any] = []
     threads = [
-        threading.Thread(target=attempt, args=(batch.flush,)),
-        threading.Thread(target=attempt, args=(lambda: single.log(b"single"),)),
-        threading.Thread(target=attempt, args=(lambda: single.log_many([b"many", b"more"]),)),
-        threading.Thread(target=attempt, args=(lambda: asyncio.run(single.alog(b"alog")),)),
+        threading.Thread(target=lambda call=call: results.append(outcome_of(call)))
+        for call in (
+            batch.flush,
+            lambda: single.log(b"single"),
+            lambda: single.log_many([b"many", b"more"]),
+            lambda: asyncio.run(single.alog(b"alog")),
+        )
     ]
     with Clock():
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+    assert [type(error) for error in results] == [DeliveryError] * 4, results
     failures = [each for error in results for each in error.failures]
     assert sorted(error.failed_count for error in results) == [1, 1, 2, 5]
     assert {each.outcome for each in failures} == {"possibly delivered" if sent else "not delivered"}
@@ -389,8 +411,10 @@ def test_messages_that_time_out(own_kafka: RealKafka, own_topic: str, settings: 
     assert batch.flush() == 2
     single.log(b"after")
     there = values_of(own_kafka, own_topic)
-    wanted = [b"before", b"before", b"after", b"after"]
-    assert sorted(there) == sorted(wanted + ([each.value or b"" for each in failures] if sent else []))
+    failed = {each.value for each in failures}
+    assert sorted(value or b"" for value in there if value not in failed) == [b"after", b"after", b"before", b"before"]
+    # Some may be there twice: librdkafka sends what has not timed out itself again when a message of its batch has.
+    assert set(there) & failed == (failed if sent else set())
 
 
 def test_loggers_that_give_up_waiting(own_kafka: RealKafka, own_topic: str, settings: MakeSettings) -> None:
