@@ -240,6 +240,7 @@ def test_stop_gives_up_in_time_and_keeps_the_offsets(
     assert committed(cluster, "svc", "in") == {}
 
 
+@pytest.mark.soak  # the embedded broker refuses commits while a group rebalances: at times until the members are gone
 def test_a_rebalance_waits_for_what_was_written(
     embedded_kafka: Any, out: EmbeddedKafka, handler_registry: Any, log: KafkaBatchLogger
 ) -> None:
