@@ -14,23 +14,26 @@ from keven_core.testing.real_kafka import RealKafka
 pytestmark = pytest.mark.real_kafka
 
 BATCH = """
-import sys, time
+import sys, threading
 from keven_core.kafka import KafkaBatchLogger
 
 logger = KafkaBatchLogger(topic=sys.argv[1], timeout=60)
-logger.log(b"0", key=b"k")
-logger.flush()
-print("first", flush=True)
-sent = 1
-while not sys.stdin.closed:
+ending = threading.Event()
+
+
+def listen():
+    sys.stdin.readline()
+    ending.set()
+
+
+threading.Thread(target=listen, daemon=True).start()
+sent = 0
+while not ending.wait(0.01):
     for _ in range(20):
         logger.log(b"%d" % sent, key=b"k")
         sent += 1
-    time.sleep(0.01)
-    if sent >= int(sys.argv[2]):
-        break
     print("sent", sent, logger.received_count, flush=True)
-print("flushed", logger.flush(), flush=True)
+print("flushed", logger.flush(), "of", sent, flush=True)
 """
 
 SINGLE = """
@@ -56,14 +59,15 @@ def received(service: Service) -> int:
 
 @pytest.mark.parametrize("fault", ["cuts", "lost answers", "broker killed"])
 def test_a_batch_logger(own_kafka: RealKafka, own_services: Services, own_topic: str, fault: str) -> None:
-    proxy, count = own_kafka.proxies[0], 6000
+    proxy = own_kafka.proxies[0]
     env = {"KEVEN_RDKAFKA_OPTIONS": "reconnect.backoff.max.ms=300"}
-    service = own_services.run_script("logger", BATCH, own_topic, str(count), env=env)
+    service = own_services.run_script("logger", BATCH, own_topic, env=env, stdin=subprocess.PIPE)
     service.wait_for(lambda: received(service) > 100, "messages flow")
-    before = received(service)
     if fault == "broker killed":
         own_kafka.kill()
+        got = received(service)
         own_kafka.restart()
+        service.wait_for(lambda: received(service) > got + 200, "it goes on by itself")
     else:
         for _ in range(4):
             hits = proxy.requests_hit[PRODUCE]
@@ -73,16 +77,13 @@ def test_a_batch_logger(own_kafka: RealKafka, own_services: Services, own_topic:
                 proxy.cut_on_api(PRODUCE, on="response", times=1)
                 service.wait_for(lambda hits=hits: proxy.requests_hit[PRODUCE] > hits, "an answer is lost")
             got = received(service)
-            service.wait_for(
-                lambda got=got: "flushed" in service.out or received(service) > got, "it goes on by itself"
-            )
+            service.wait_for(lambda got=got: received(service) > got + 200, "it goes on by itself")
+    service.type("end")
     assert service.wait() == 0, service.tail()
-    assert before < count
     values = [int(message.value() or b"") for message in read_topic(own_kafka.direct_bootstrap_servers, own_topic)]
     # One key, so one partition: idempotence keeps the order, and nothing is there twice.
     assert values == list(range(len(values)))
-    assert f"flushed {len(values)}" in service.out
-    assert len(values) >= count
+    assert f"flushed {len(values)} of {len(values)}\n" in service.out
 
 
 @pytest.mark.parametrize("fault", ["cuts", pytest.param("broker killed", marks=pytest.mark.soak)])
@@ -222,8 +223,8 @@ def test_heavy_logging_while_the_broker_is_gone(
     messages = read_topic(own_kafka.direct_bootstrap_servers, own_topic)
     assert [int((message.value() or b"")[:10]) for message in messages] == list(range(COUNT))
     at_rest, peak = (int(each) for each in re.findall(r"(?:at rest|peak) (\d+)", service.out))
-    # Beside values: 350 bytes a message, and what librdkafka has in requests under way (5 of 1 MB).
-    allowed = QUEUE_BYTES + QUEUE_BYTES // MESSAGE_BYTES * 350 + 16 * MIB
+    # Beside values: 400 bytes a message; requests under way (5 of 1 MB, copied), the sockets' and the heap's own.
+    allowed = QUEUE_BYTES + QUEUE_BYTES // MESSAGE_BYTES * 400 + 24 * MIB
     assert QUEUE_BYTES < (peak - at_rest) * 1024 < allowed, service.tail()
 
 
@@ -341,7 +342,7 @@ def test_many_at_once(own_kafka: RealKafka, own_services: Services, own_topic: s
             proxy.cut_on_api(PRODUCE, on="response", times=1)  # written, and nobody knows
             service.wait_for(lambda hits=hits: proxy.requests_hit[PRODUCE] > hits, "an answer is lost")
         else:
-            assert proxy.cut() > 0
+            service.wait_for(lambda: proxy.cut() > 0, "a connection is cut")
         got = acknowledged(service)
         service.wait_for(lambda got=got: acknowledged(service) > got + 200, "it goes on by itself")
     assert proxy.cut_connections >= before + cuts

@@ -82,7 +82,7 @@ while number < options["end"] and not ending.is_set():
     os.write(returned, b"%d\\n" % number)
     number += 1
     if number % 50 == 0:
-        ending.wait(0.01)
+        ending.wait(options["pause_s"])
 if options["ends"] == "flush":
     print("flushed", logger.flush(), logger.spilled_count, flush=True)
     logger.close()
@@ -109,6 +109,7 @@ class Spiller:
         torn: int = -1,
         ends: str = "flush",
         size: int = 90,
+        pause_s: float = 0.01,
         **environ: str,
     ) -> None:
         self.first = first
@@ -123,6 +124,7 @@ class Spiller:
             "torn": torn,
             "ends": ends,
             "size": size,
+            "pause_s": pause_s,
             "returned": str(self._returned),
             "written": str(self._written),
         }
@@ -197,11 +199,11 @@ def test_broker_and_process_are_killed(own_kafka: RealKafka, own_services: Servi
     assert left_in(own_services)
 
     # The broker is still away: what the first has left is taken over, and what is new goes behind it.
-    second = Spiller(own_services, "second", mode, first=1_000_000, **env)
+    second = Spiller(own_services, "second", mode, first=1_000_000, pause_s=0.03, **env)
     second.wait_for(lambda: len(second.written) > 1000, "messages are written to the files")
     assert second.at()[1] == 0
     # A slow line, so that the kill comes in the middle.
-    proxy.delay(0.05)
+    proxy.delay(0.03)
     own_kafka.restart()
     left = set(first.written[at_kill + 500 :])
     second.wait_for(lambda: left & all_arrived(own_kafka, own_topic), "it sends what the first has left")
