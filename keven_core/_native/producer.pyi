@@ -22,6 +22,7 @@ class DeliveryAccount:
         on_delivery: Callable[[list[Delivery]], object] | None = None,
         only_failures: bool = False,
         announce: bool = False,
+        raises: bool = False,
     ) -> None: ...
     @property
     def produced(self) -> int: ...

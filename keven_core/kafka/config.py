@@ -505,12 +505,17 @@ class Settings:
         """librdkafka properties of a logger's producer."""
         idempotent = self.acks == "all" if self.idempotence is None else self.idempotence
         if not idempotent and self.idempotence is None:
-            _warn_once(f"KEVEN_ACKS={self.acks}: idempotence is off, so messages can be written twice or out of order")
+            loss = "" if self.acks == "1" else ", or be lost without anybody being told"
+            _warn_once(
+                f"KEVEN_ACKS={self.acks}: idempotence is off, so messages can be written twice or out of order{loss}"
+            )
         options = self.producer_options(address, "keven-logger", linger_ms=linger_ms)
         options.update(
             {
                 "acks": self.acks,
                 "enable.idempotence": str(idempotent).lower(),
+                # librdkafka's own default without idempotence is a million: the whole queue, copied into requests.
+                _IN_FLIGHT: "5",
                 "compression.type": self.compression,
                 "batch.size": str(self.log_batch_bytes),
                 "batch.num.messages": str(self.log_batch_messages),

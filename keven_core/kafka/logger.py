@@ -228,7 +228,7 @@ class KafkaLogger(_Logger):
 
         Blocks and raises as log(); DeliveryError names those that failed, the others have been delivered.
         """
-        account = self._new_account(keep_failures=10)
+        account = self._new_account(keep_failures=10, raises=True)
         try:
             for entry in data:
                 self.submit(entry, topic, deliveries=account)

@@ -18,6 +18,7 @@ from embedded_support import (
     logged,
     numbered,
     quick,
+    read,
     send,
     topics,
     values,
@@ -26,8 +27,9 @@ from embedded_support import (
 
 from keven_core._native.logger import HandlerScope
 from keven_core.kafka.abstracts.event_handler import event_handler
-from keven_core.kafka.errors import DeliveryError, KafkaError
+from keven_core.kafka.errors import DeliveryError, KafkaError, KafkaTimeoutError
 from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+from keven_core.kafka.topics import dead_letter_topic
 from keven_core.testing import EmbeddedKafka, dispatch
 
 MSG_SIZE_TOO_LARGE = 10
@@ -240,31 +242,6 @@ def test_stop_gives_up_in_time_and_keeps_the_offsets(
     assert committed(cluster, "svc", "in") == {}
 
 
-@pytest.mark.soak  # the embedded broker refuses commits while a group rebalances: at times until the members are gone
-def test_a_rebalance_waits_for_what_was_written(
-    embedded_kafka: Any, out: EmbeddedKafka, handler_registry: Any, log: KafkaBatchLogger
-) -> None:
-    topics(embedded_kafka, "in", partitions=2)
-    handled: list[int] = []
-    copying(log, handled)
-    settings = quick(embedded_kafka, idempotence=False, commit_interval_ms=60_000, close_timeout_ms=20_000)
-    options: dict[str, Any] = {"session_timeout": 5, "heartbeat_interval": 0.1, "settings": settings}
-    with live(group_server(embedded_kafka, "in", **options)) as first:
-        out.broker_down()
-        for partition in (0, 1):
-            send(embedded_kafka, "in", event("COPY", number=partition), partition=partition)
-        wait_until(lambda: sorted(handled) == [0, 1], "they are handled")
-        with live(group_server(embedded_kafka, "in", **options), wait=False) as second:
-            never(lambda: second.server.ready() or committed(embedded_kafka, "svc", "in") != {}, 0.5)
-            out.broker_up()
-            wait_until(lambda: second.server.ready() and len(first.server.assignment()) == 1, "they share")
-        wait_until(lambda: len(first.server.assignment()) == 2, "the first one has both again")
-    # The embedded broker refuses commits while a group rebalances, so records may have come again.
-    assert committed(embedded_kafka, "svc", "in") == {0: 1, 1: 1}
-    assert set(handled) == {0, 1}
-    assert log.flush() == 1 + len(handled)
-
-
 @MODES
 def test_what_was_handled_before_a_seek_is_not_stored_after_it(
     out: EmbeddedKafka, cluster: Any, handler_registry: Any, log: KafkaBatchLogger, serve: Any, mode: str
@@ -309,6 +286,73 @@ def test_alog_in_async_handlers(out: EmbeddedKafka, cluster: Any, handler_regist
         feed(cluster, 0, 5)
         wait_until(lambda: committed(cluster, "svc", "in") == {0: 5}, "they are committed")
     assert len(set(values(out, "out"))) == 15
+
+
+@pytest.mark.parametrize("way", ["log", "log_many", "alog"])
+@pytest.mark.parametrize("heeds", [True, False], ids=["caught", "uncaught"])
+def test_a_refusal_that_was_raised_in_a_handler_is_the_handlers(
+    out: EmbeddedKafka, cluster: Any, handler_registry: Any, serve: Any, way: str, heeds: bool
+) -> None:
+    """Caught, the record is handled; uncaught, it is dead-lettered. Either way its offset is stored, once."""
+    single = KafkaLogger(topic="out", settings=quick(out, idempotence=False))
+    single.log(b"connected")
+    handled: list[int] = []
+
+    async def write(value: bytes) -> None:
+        if way == "log":
+            single.log(value)
+        elif way == "log_many":
+            single.log_many([value])
+        else:
+            await single.alog(value)
+
+    @event_handler("COPY")
+    async def copy(event: Any) -> None:
+        if event.number == 2:
+            out.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
+        try:
+            await write(b"%d" % event.number)
+        except DeliveryError:
+            if not heeds:
+                raise
+        handled.append(event.number)
+
+    with live(serve(), "async"):
+        feed(cluster, 0, 5)
+        wait_until(lambda: committed(cluster, "svc", "in") == {0: 5}, "all are committed")
+    assert values(out, "out") == [b"connected", b"0", b"1", b"3", b"4"]
+    dead = [entry.value for entry in read(cluster, dead_letter_topic("svc"))] if not heeds else []
+    assert dead == ([] if heeds else [event("COPY", number=2)])
+    assert handled == ([0, 1, 2, 3, 4] if heeds else [0, 1, 3, 4])
+
+
+@pytest.mark.parametrize("gives_up", ["cancelled", "timed out"])
+def test_a_refusal_that_the_handler_did_not_wait_for_ends_the_server(
+    out: EmbeddedKafka, cluster: Any, handler_registry: Any, serve: Any, gives_up: str
+) -> None:
+    single = KafkaLogger(topic="out", timeout=0.2, settings=quick(out, idempotence=False))
+    single.log(b"connected")
+    gave_up: list[str] = []
+
+    @event_handler("COPY")
+    async def copy(event: Any) -> None:
+        try:
+            await asyncio.wait_for(single.alog(b"%d" % event.number), 0.1 if gives_up == "cancelled" else 5)
+        except KafkaTimeoutError:
+            gave_up.append("timed out")
+        except asyncio.TimeoutError:
+            gave_up.append("cancelled")
+
+    running = Live(serve(), "async")
+    wait_until(running.server.ready, "it has partitions")
+    out.broker_down()
+    feed(cluster, 0, 1)
+    wait_until(lambda: gave_up == [gives_up], "the handler goes on")
+    out.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
+    out.broker_up()
+    running.join()
+    assert isinstance(running.error, DeliveryError)
+    assert committed(cluster, "svc", "in") == {}
 
 
 def test_threads_with_the_handlers_context_count(

@@ -371,6 +371,7 @@ def test_by_default_loggers_send_as_copies_are_sent_but_for_their_batches() -> N
         "client.id",
         "batch.size",
         "batch.num.messages",
+        "max.in.flight.requests.per.connection",
     }
     assert producer.keys() <= logger.keys()
     assert logger["client.id"] == "keven-logger"
@@ -454,10 +455,12 @@ def test_acks_decide_on_idempotence_unless_it_is_set(
     for _ in range(3):  # one warning, however many loggers there are
         options = logger_options(settings)
         assert (options["acks"], options["enable.idempotence"]) == (acks, idempotent)
+        assert options["max.in.flight.requests.per.connection"] == "5"
     assert len(caplog.messages) == warned
     for message in caplog.messages:
         assert f"KEVEN_ACKS={acks}" in message
         assert "idempotence is off" in message
+        assert ("lost" in message) == (acks == "0")
     # Copies of records get lost under no setting.
     producer = settings.producer_options("b:1", "c", linger_ms=5)
     assert (producer["acks"], producer["enable.idempotence"]) == ("all", "true")

@@ -195,6 +195,7 @@ cdef class NativeLogger:
     def _log_and_wait(self, data, topic):
         """Take one message and wait for its acknowledgement: the short way; what takes long goes to _settle()."""
         cdef DeliveryAccount account = DeliveryAccount()
+        account.raises = True
         if self._take(data, topic, None, None, None, account, None) is not True:
             return
         try:

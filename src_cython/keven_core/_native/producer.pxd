@@ -11,11 +11,13 @@ from rdkafka cimport *
 cdef class DeliveryAccount:
     cdef Account *account
     cdef int64_t taken
+    cdef int64_t untold
     cdef readonly list failures
     cdef readonly Py_ssize_t keep_failures
     cdef readonly object on_delivery
     cdef bint told_of_all
     cdef bint announce
+    cdef bint raises
     cdef list reports
 
     cdef void _told(self, Slot *slot) noexcept

@@ -64,7 +64,8 @@ cdef enum:
     # How long a waiting thread stays away from signals and from what others may have collected for it.
     SLICE_MS = 50
 
-# Failed messages of accounts with `announce` that no take_failures() has handed out: told of when the process ends.
+# Failed messages of accounts with `announce`, logged outside of handlers, that no take_failures() has handed out: told
+# of when the process ends.
 cdef int64_t untold = 0
 
 
@@ -410,6 +411,13 @@ cdef list _headers_of(Extra *extra):
     return found
 
 
+cdef bint _is_raised(Slot *slot) noexcept:
+    """Whether the failure of a message becomes an exception where it was logged, so that the handler decides."""
+    if slot.extra != NULL and slot.extra.waiter != NULL:
+        return not (<object>slot.extra.waiter).done()  # otherwise it has been cancelled, or has run out of time
+    return slot.account.owner != NULL and (<DeliveryAccount>slot.account.owner).raises
+
+
 cdef object _delivery_of(Slot *slot):
     """The Delivery of a message that has come back."""
     owner = <object>slot.owner
@@ -441,6 +449,8 @@ cdef class DeliveryAccount:
         on_delivery: a callable that is told of every message, see Producer.attend().
         only_failures: whether on_delivery is told only of messages that were not delivered.
         announce: whether the producer's on_failure is told of failed messages.
+        raises: whether whoever logs a message waits for it and gets its failure as an exception; it is no failure of
+            the handler's scope then.
 
     `failures` keeps the first failed messages, as errors.Delivery. Counts move when a thread collects what has come
     back: Producer.wait(), Producer.serve(), a call that produces.
@@ -453,9 +463,10 @@ cdef class DeliveryAccount:
         self.account.owner = <void *>self
 
     def __init__(self, Py_ssize_t keep_failures=10, *, Py_ssize_t max_messages=0, Py_ssize_t max_bytes=0,
-                 on_delivery=None, bint only_failures=False, bint announce=False):
+                 on_delivery=None, bint only_failures=False, bint announce=False, bint raises=False):
         self.keep_failures = keep_failures
         self.announce = announce
+        self.raises = raises
         self.account.max_messages = max_messages or (1 << 62)
         self.account.max_bytes = max_bytes or (1 << 62)
         self.failures = []
@@ -524,8 +535,8 @@ cdef class DeliveryAccount:
         kept = self.failures
         self.taken = self.account.failed
         self.failures = []
-        if self.announce:
-            untold -= count
+        untold -= self.untold
+        self.untold = 0
         return count, kept
 
 
@@ -864,10 +875,11 @@ cdef class Producer(Client):
         cdef PyObject *key = slot.key
         cdef DeliveryAccount counted
         cdef LoopGate gate
+        cdef bint raised = slot.err != 0 and _is_raised(slot)
         account.held_bytes -= slot.size
         if key != NULL:
             account.held_bytes -= PyBytes_GET_SIZE(<object>key)
-        if slot.err != 0 and scope != NULL and scope.owner != NULL:
+        if slot.err != 0 and not raised and scope != NULL and scope.owner != NULL:
             (<DeliveryAccount>scope.owner)._told(slot)
         if account.owner != NULL and (slot.err != 0 or (<DeliveryAccount>account.owner).told_of_all):
             counted = <DeliveryAccount>account.owner
@@ -887,15 +899,18 @@ cdef class Producer(Client):
                     wake_loop(gate.native)
             except Exception as error:
                 warnings.warn(f"a waiting task could not be told: {error}", RuntimeWarning, stacklevel=1)
+        if scope != NULL:
+            if slot.err == 0 or raised:
+                scope.delivered += 1
+            else:
+                scope.failed += 1
         if slot.err == 0:
             account.delivered += 1
-            if scope != NULL:
-                scope.delivered += 1
         else:
             account.failed += 1
-            if scope != NULL:
-                scope.failed += 1
-            if account.owner != NULL and (<DeliveryAccount>account.owner).announce:
+            # What a handler wrote is told of by its server, which keeps the offset.
+            if account.owner != NULL and (<DeliveryAccount>account.owner).announce and scope == NULL:
+                (<DeliveryAccount>account.owner).untold += 1
                 untold += 1
         if account.owner == NULL and account.produced == account.delivered + account.failed:
             free(account)
