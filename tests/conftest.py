@@ -1,6 +1,7 @@
 """What holds for every test: the compiled modules are the ones under test, and no thread's exception goes unnoticed."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    # What a script has put into the background with "&" starts with SIGINT ignored, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         problems = wrong_builds(compiled_modules(), os.environ.get("KEVEN_EXPECTED_BUILD"))
     except ImportError as error:
