@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from builds import run_python
 from embedded_support import logged, numbered, quick, read, topics, values, wait_until
+from sanitized import no_new_threads_in_a_forked_child
 
 from keven_core._native.library import live_objects
 from keven_core._native.logger import NativeLogger
@@ -957,6 +958,7 @@ if {asked}:
     assert (done.returncode, done.stderr) == (0, said)
 
 
+@no_new_threads_in_a_forked_child
 def test_a_forked_child_has_a_producer_of_its_own(embedded_kafka: Any, topic: str) -> None:
     done = child(
         embedded_kafka,
@@ -990,6 +992,7 @@ print("done")
     assert sorted(value or b"" for value in found) == sorted(wanted)
 
 
+@no_new_threads_in_a_forked_child
 def test_a_fork_while_threads_log(embedded_kafka: Any, topic: str) -> None:
     done = child(
         embedded_kafka,

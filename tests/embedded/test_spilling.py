@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from builds import child_environment, run_python
 from embedded_support import event, group_server, live, logged, numbered, quick, read, send, topics, values, wait_until
+from sanitized import no_new_threads_in_a_forked_child
 
 from keven_core.kafka import _producers
 from keven_core.kafka._spilling import Spilling
@@ -397,6 +398,7 @@ while True:
     assert firsts == sorted(firsts)
 
 
+@no_new_threads_in_a_forked_child
 def test_a_forked_child_has_files_of_its_own(
     embedded_kafka: Any, topic: str, make: Callable[..., KafkaBatchLogger], folder: Path
 ) -> None:
