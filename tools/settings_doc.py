@@ -25,6 +25,7 @@ changes, `Settings(...)` does not read it at all. An empty variable counts as no
 
 SECTIONS = [
     ("Consuming", ("kafka_address", "batch_", "prefetch_", "max_payload_", "commit_", "close_", "auto_offset_")),
+    ("Failed records", ("fatal_", "retryable_", "dead_letter")),
     (
         "Publishing",
         ("codec", "max_message_", "linger_", "log_", "spill_", "compression", "acks", "idempotence", "create_topics"),

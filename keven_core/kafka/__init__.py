@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     )
     from keven_core.kafka.log_handler import KafkaLogHandler, KafkaLogProcessor
     from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+    from keven_core.kafka.outcomes import DeadLetter, Retry, Skip
     from keven_core.kafka.record import current_record
+    from keven_core.kafka.retry import Exponential, RetryPolicy
 
 __all__ = [
     "AllEventsReceiverServer",
+    "DeadLetter",
     "Event",
     "EventHandler",
     "EventHandlerMeta",
@@ -36,6 +39,7 @@ __all__ = [
     "EventPublisher",
     "EventReceiverServer",
     "EventRunner",
+    "Exponential",
     "GenericEvent",
     "KafkaBatchLogger",
     "KafkaConsumerServer",
@@ -44,8 +48,11 @@ __all__ = [
     "KafkaLogger",
     "MessageReceiverServer",
     "PrintRunner",
+    "Retry",
+    "RetryPolicy",
     "Runner",
     "Settings",
+    "Skip",
     "TopicPartition",
     "current_record",
     "event_handler",
@@ -97,6 +104,8 @@ __getattr__, __dir__ = lazy_attributes(
             "KafkaBatchLogger",
             "KafkaLogger",
         ),
+        "keven_core.kafka.outcomes": ("DeadLetter", "Retry", "Skip"),
         "keven_core.kafka.record": ("current_record",),
+        "keven_core.kafka.retry": ("Exponential", "RetryPolicy"),
     },
 )

@@ -16,6 +16,8 @@ from concurrent import futures
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from keven_core.kafka.outcomes import Outcome
+
 if TYPE_CHECKING:
     from keven_core._native.consumer import Consumer
 
@@ -23,6 +25,7 @@ __all__ = [
     "FETCH",
     "WORK",
     "Call",
+    "Handle",
     "Hook",
     "Steps",
     "Stopped",
@@ -59,6 +62,13 @@ class Hook:
     func: Callable[[], Any]
 
 
+@dataclass
+class Handle:
+    """Call a handler, sync or async, with a context of its own: one record by itself. The result is the handler's."""
+
+    func: Callable[[], Any]
+
+
 class Stopped(BaseException):
     """Raised into the steps when stop() interrupts a patient call; `call` is that call, which goes on in its thread."""
 
@@ -68,11 +78,12 @@ class Stopped(BaseException):
 
 
 class Steppable(Protocol):
-    """What a driver needs of a session."""
+    """What a driver needs of a session. `next_due_s`: how long it may wait for messages at most; None: as it likes."""
 
     consumer: Consumer | None
     stopping: bool
     batch_timeout_ms: int
+    next_due_s: float | None
     base_context: contextvars.Context
 
     def steps(self) -> Steps:
@@ -106,11 +117,16 @@ def run_sync(session: Steppable) -> None:
         value = error = None
         try:
             if step is FETCH:
-                value = session.consumer.fetch(_SYNC_SLICE_MS, session.batch_timeout_ms)  # type: ignore[union-attr]
+                slice_ms = _SYNC_SLICE_MS
+                if session.next_due_s is not None:
+                    slice_ms = min(slice_ms, int(session.next_due_s * 1000) + 1)
+                value = session.consumer.fetch(slice_ms, session.batch_timeout_ms)  # type: ignore[union-attr]
             elif step is WORK:
                 session.consumer.run()  # type: ignore[union-attr]
             elif isinstance(step, Hook):
                 _run_hook(step.func)
+            elif isinstance(step, Handle):
+                value = session.base_context.copy().run(step.func)
             elif step.patient:
                 value = _wait_patiently(session, step.func)
             else:
@@ -182,6 +198,19 @@ async def run_async(session: Steppable) -> None:
         raise asyncio.CancelledError
 
 
+async def _handle(func: Callable[[], Any]) -> Any:
+    result = func()
+    if not inspect.isawaitable(result):
+        return result
+    try:
+        return await result
+    except asyncio.CancelledError as error:
+        failure = escaped_cancellation(error)
+        if failure is None:
+            raise
+        raise failure from error
+
+
 class _AsyncDriver:
     """Where the steps stand, for the worker task that goes on with them."""
 
@@ -239,6 +268,8 @@ class _AsyncDriver:
         if isinstance(step, Hook):
             result = step.func()
             return await result if inspect.isawaitable(result) else result
+        if isinstance(step, Handle):
+            return await self._session.base_context.copy().run(self._loop.create_task, _handle(step.func))
         if step.patient:
             return await self._wait_patiently(step.func)
         return await self._loop.run_in_executor(None, step.func)
@@ -257,7 +288,7 @@ class _AsyncDriver:
             if pending is consumer.RETIRE:
                 return False
             try:
-                await pending
+                result = await pending
             except Exception as error:
                 consumer.failed(error)
             except asyncio.CancelledError as error:
@@ -265,6 +296,9 @@ class _AsyncDriver:
                 if failure is None:
                     raise
                 consumer.failed(failure)
+            else:
+                if isinstance(result, Outcome):
+                    consumer.failed(result)
 
     async def _fetch(self) -> int:
         session, consumer = self._session, self._session.consumer
@@ -274,10 +308,15 @@ class _AsyncDriver:
         if count == 0 and not consumer.noted and not session.stopping:
             self._watch(consumer.wake_fd)
             self._woken = self._loop.create_future()
+            due = None
+            if session.next_due_s is not None:
+                due = self._loop.call_later(session.next_due_s, self._resume)
             try:
                 await self._woken
             finally:
                 self._woken = None
+                if due is not None:
+                    due.cancel()
             count = consumer.fetch(0)
         if count and fresh and session.batch_timeout_ms:
             await asyncio.sleep(session.batch_timeout_ms / 1000)

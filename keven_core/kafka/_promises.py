@@ -1,20 +1,24 @@
-"""What handlers write with any logger is acknowledged by the broker before their records' offsets may be stored.
+"""What handlers write, and copies of failed records, are acknowledged before their records' offsets may be stored.
 
-Nothing waits for a message: a batch whose handlers have written something leaves its offsets here, and handling goes
-on. They are due, batch after batch, when the broker has acknowledged what was written.
+Nothing waits for a message: a batch whose handlers have written something, or of which records have failed, leaves its
+offsets here, and handling goes on. They are due, batch after batch, when the broker has acknowledged what was written.
 """
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from keven_core.kafka._copies import refused, unanswered
 from keven_core.kafka.errors import DeliveryError, delivery_error
 
 if TYPE_CHECKING:
     from keven_core._native.logger import HandlerScope
     from keven_core._native.producer import DeliveryAccount
+    from keven_core.kafka._copies import CopyPublisher
 
 __all__ = ["Promises", "StoredOffset"]
 
@@ -25,51 +29,99 @@ StoredOffset = tuple[str, int, int, int]
 _MOST_BATCHES = 100
 
 
+@dataclass
+class _Promise:
+    """A batch: what its handlers wrote, copies of its failed records, and the offsets that wait for both.
+
+    `first_failures` is where partitions stay whose copies are refused; what was written must have arrived even so.
+    """
+
+    written: DeliveryAccount
+    copies: DeliveryAccount | None
+    offsets: list[StoredOffset]
+    first_failures: Mapping[tuple[str, int], int]
+
+    @property
+    def pending(self) -> int:
+        return self.written.pending + (self.copies.pending if self.copies is not None else 0)
+
+    def failure(self) -> DeliveryError | None:
+        if self.written.failed:
+            return _unkept(delivery_error(self.written.failed, self.written.failures))
+        return refused(self.copies) if self.copies is not None else None
+
+    def take_safe(self) -> list[StoredOffset]:
+        """What may be stored though copies are missing, once."""
+        if self.written.pending or self.written.failed:
+            return []
+        taken, self.offsets = self.offsets, []
+        return [
+            (topic, partition, min(offset, self.first_failures.get((topic, partition), offset)), epoch)
+            for topic, partition, offset, epoch in taken
+        ]
+
+
 class Promises:
     """The batches of one server whose offsets wait. Owner thread only, but for wait()."""
 
-    def __init__(self, scope: HandlerScope) -> None:
+    def __init__(self, scope: HandlerScope, copies: CopyPublisher) -> None:
         self._scope = scope
-        self._waiting: deque[tuple[DeliveryAccount, list[StoredOffset]]] = deque()
+        self._copies = copies
+        self._waiting: deque[_Promise] = deque()
 
     @property
     def made(self) -> bool:
-        """Whether a batch waits, or the handlers of the one in hand have written something."""
-        return bool(self._waiting) or self._scope.account.produced > 0
+        """Whether a batch waits, or the one in hand has to: something was written, or records have failed."""
+        return bool(self._waiting) or self._scope.account.produced > 0 or self._copies.account is not None
 
     @property
     def too_many(self) -> bool:
         """Whether the next batch has to wait until one is kept."""
         return len(self._waiting) >= _MOST_BATCHES
 
-    def add(self, offsets: list[StoredOffset]) -> None:
+    def add(self, offsets: list[StoredOffset], first_failures: Mapping[tuple[str, int], int]) -> None:
         """Leave the offsets of the batch in hand here."""
-        self._waiting.append((self._scope.take(), offsets))
+        self._waiting.append(_Promise(self._scope.take(), self._copies.take(), offsets, first_failures))
 
     def due(self) -> list[StoredOffset]:
         """Offsets that may be stored now, oldest first. Raises DeliveryError when something was not delivered."""
         self._scope.collect()
+        self._copies.serve()
         found: list[StoredOffset] = []
-        while self._waiting and self._waiting[0][0].pending == 0:
-            account, offsets = self._waiting[0]
-            if account.failed:
+        while self._waiting and self._waiting[0].pending == 0:
+            first = self._waiting[0]
+            failure = first.failure()
+            if failure is not None:
+                found += first.take_safe()
                 if found:
                     return found  # the failure is next
-                raise _unkept(delivery_error(account.failed, account.failures))
-            found += offsets
+                raise failure
+            found += first.offsets
             self._waiting.popleft()
         return found
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until the oldest batch is due, GIL released; whether it was within `timeout_s`. From any thread."""
-        return not self._waiting or self._scope.wait(self._waiting[0][0], timeout_s)
+        if not self._waiting:
+            return True
+        first, deadline = self._waiting[0], time.monotonic() + timeout_s
+        if not self._scope.wait(first.written, timeout_s):
+            return False
+        return first.copies is None or self._copies.wait(first.copies, max(0.0, deadline - time.monotonic()))
 
     def unkept(self) -> DeliveryError | None:
         """What is still waited for, as an error; None: nothing."""
-        pending = sum(account.pending for account, _ in self._waiting)
         if not self._waiting:
             return None
+        pending = sum(promise.written.pending for promise in self._waiting)
+        copies = [promise.copies for promise in self._waiting if promise.copies is not None and promise.copies.pending]
+        if copies and not pending:
+            return unanswered(sum(account.pending for account in copies))
         return _unkept(DeliveryError(f"{pending} message(s) were not acknowledged in time", failed_count=pending))
+
+    def give_up(self) -> list[StoredOffset]:
+        """The time is over: what may be stored of the oldest batch though copies of its failed records are missing."""
+        return self._waiting[0].take_safe() if self._waiting else []
 
     def drop(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Forget the offsets of partitions that are given up or read from elsewhere on.
@@ -77,8 +129,8 @@ class Promises:
         What handlers wrote is waited for all the same.
         """
         gone = set(partitions)
-        for _, offsets in self._waiting:
-            offsets[:] = [entry for entry in offsets if entry[:2] not in gone]
+        for promise in self._waiting:
+            promise.offsets = [entry for entry in promise.offsets if entry[:2] not in gone]
 
 
 def _unkept(cause: DeliveryError) -> DeliveryError:

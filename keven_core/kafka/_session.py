@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,10 +23,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka import record as record_module
-from keven_core.kafka._drivers import FETCH, WORK, Call, Hook, Steps, Stopped, fulfil
-from keven_core.kafka._promises import Promises
+from keven_core.kafka._copies import CopyPublisher
+from keven_core.kafka._drivers import FETCH, WORK, Call, Handle, Hook, Steps, Stopped, fulfil
+from keven_core.kafka._failures import Failures, FloodBreaker, Verdict
+from keven_core.kafka._promises import Promises, StoredOffset
+from keven_core.kafka._shelf import Held, Shelf
 from keven_core.kafka.config import Settings
-from keven_core.kafka.deadletter import DeadLetterPublisher
+from keven_core.kafka.deadletter import Attempt, attempt_of
 from keven_core.kafka.errors import (
     AuthorizationError,
     BrokerUnavailableError,
@@ -38,10 +41,14 @@ from keven_core.kafka.errors import (
     KafkaError,
     KafkaTimeoutError,
     OffsetOutOfRangeError,
+    UndecodableError,
     UnknownTopicError,
     refused_credentials,
 )
 from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
+from keven_core.kafka.outcomes import Outcome
+from keven_core.kafka.retry import Policies
+from keven_core.kafka.routing import _check_done
 
 if TYPE_CHECKING:
     from keven_core._native.consumer import Consumer
@@ -57,7 +64,11 @@ logger = logging.getLogger("keven_core.kafka")
 _ATTEND_S = 0.1
 _TOPIC_WAIT_S = 10.0
 _OFFSET_QUERY_MS = 10_000
-_DEAD_LETTER_WAIT_S = 60.0
+_COPY_WAIT_S = 60.0
+# What records that wait for another attempt may take in memory; then no more of them are fetched.
+_SHELF_BYTES = 64 << 20
+# How long records that are due are handled at a time, before new ones get their turn.
+_DUE_SLICE_S = 0.2
 _LARGEST_MESSAGE_BYTES = 1_000_000_000  # librdkafka's maximum
 _LOGICAL_OFFSETS = {"stored": -1001, "earliest": -2, "latest": -1}
 
@@ -85,6 +96,9 @@ class Plan:
     group_id: str
     table: DispatchTable
     dead_letter_topic: str
+    retry_topic: str
+    policies: Policies
+    some_handlers: Callable[[str, tuple[str, ...]], Callable[[Any], Any] | None]
     use_group: bool = True
     start: StartPosition = "stored"
     until_end: bool = False
@@ -116,7 +130,12 @@ class Session:
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._limiter = RateLimiter(5, 10.0)
         self._slow_limiter = RateLimiter(1, 5.0)
-        self._dead: DeadLetterPublisher | None = None
+        self._copies: CopyPublisher | None = None
+        self._failures: Failures | None = None
+        self._shelf = Shelf(_SHELF_BYTES)
+        self._shelf_paused = False
+        self._again: Record | None = None  # of a retry topic, being handled
+        self.next_due_s: float | None = None
         self._scope: HandlerScope | None = None
         self._promises: Promises | None = None
         self._raise_after_batch: BaseException | None = None
@@ -172,9 +191,12 @@ class Session:
         if self._promises is not None:
             # What was handled before the seek must not be stored after it.
             self._promises.drop([(topic, partition)])
+        self._drop_held([(topic, partition)])
 
     def record_in_hand(self) -> Record:
         """The record that is being handled; for current_record()."""
+        if self._again is not None:
+            return self._again
         if self.consumer is None:
             raise LookupError("no record is being handled")
         return self.consumer.record_in_hand()
@@ -243,7 +265,22 @@ class Session:
         self.base_context.run(record_module._source.set, self)
         self._scope = HandlerScope()
         self.base_context.run(self._scope.enter)
-        self._promises = Promises(self._scope)
+        producer_options = plan.settings.producer_options(plan.address, plan.client_id, linger_ms=5)
+        producer_options["message.timeout.ms"] = str(int(_COPY_WAIT_S / 2 * 1000))
+        producer_options["message.max.bytes"] = str(_LARGEST_MESSAGE_BYTES)
+        self._copies = CopyPublisher(producer_options, self._on_event)
+        self._promises = Promises(self._scope, self._copies)
+        self._failures = Failures(
+            self._copies,
+            plan.policies,
+            FloodBreaker(plan.settings.dead_letters_in_a_row, plan.settings.dead_letters_percent),
+            group_id=plan.group_id,
+            dead_letter_topic=plan.dead_letter_topic,
+            retry_topic=plan.retry_topic,
+            dialect=plan.settings.dead_letter_dialect,
+            fatal=plan.settings.listed("fatal_exceptions"),
+            retryable=plan.settings.listed("retryable_exceptions"),
+        )
         self.consumer = Consumer(
             options,
             plan.table,
@@ -251,11 +288,9 @@ class Session:
             batch_size=plan.settings.batch_size,
             store_offsets=commit,
             context=self.base_context,
+            parks=[plan.retry_topic] if plan.policies else [],
+            on_parked=self._hold,
         )
-        producer_options = plan.settings.producer_options(plan.address, plan.client_id, linger_ms=5)
-        producer_options["message.timeout.ms"] = str(int(_DEAD_LETTER_WAIT_S / 2 * 1000))
-        producer_options["message.max.bytes"] = str(_LARGEST_MESSAGE_BYTES)
-        self._dead = DeadLetterPublisher(plan.dead_letter_topic, plan.group_id, producer_options, self._on_event)
         self._serve()
         if self.stopping:
             raise Stopped
@@ -286,7 +321,7 @@ class Session:
                     # Whatever was accepted where it comes from has to fit here too, headers included.
                     limit = {"max.message.bytes": str(_LARGEST_MESSAGE_BYTES)}
                     yield self._create_topics([plan.dead_letter_topic], limit)
-                ours = [topic for topic in missing if topic in plan.optional_topics]
+                ours = [topic for topic in missing if topic in plan.optional_topics or topic == plan.retry_topic]
                 if ours:
                     yield self._create_topics(ours, {})
                     continue
@@ -336,7 +371,7 @@ class Session:
             count = consumer.in_hand if self.stopping else (yield FETCH)
             if count:
                 yield WORK
-                failure = yield from self._settle(_DEAD_LETTER_WAIT_S)
+                failure = yield from self._settle(_COPY_WAIT_S)
                 if failure is not None:
                     raise failure
                 if self._raise_after_batch is not None:
@@ -346,7 +381,11 @@ class Session:
                 self._last_message = now
             if consumer.noted:
                 yield from self._heed_notes()
-            if plan.until_end and consumer.ended_partitions():
+            if self._shelf:
+                yield from self._handle_due()
+            else:
+                self.next_due_s = None
+            if plan.until_end and not self._shelf and consumer.ended_partitions():
                 return
             if not count or now - self._last_attended > _ATTEND_S:
                 self._last_attended = now
@@ -364,27 +403,25 @@ class Session:
         return self.consumer.in_hand > 0 and time.monotonic() < self._stopped_at + self._close_timeout_s / 2
 
     def _settle(self, timeout_s: float) -> Generator[Any, Any, KafkaError | None]:
-        """Store the batch's offsets, once the copies of its failed records are confirmed; returns why they are not.
+        """Store the batch's offsets, or leave them with the promises; returns why that did not do.
 
-        Without a confirmation the offset of each partition stays at its first failed record. What handlers have written
-        is not waited for: the offsets are stored when it has been acknowledged.
+        Neither what handlers have written nor copies of failed records are waited for, unless too many batches wait.
         """
-        consumer, dead, promises = self.consumer, self._dead, self._promises
+        consumer, promises, failures = self.consumer, self._promises, self._failures
         assert consumer is not None
-        assert dead is not None
         assert promises is not None
-        failure: KafkaError | None = None
-        if dead.unsettled():
-            yield from self._await_copies(dead, timeout_s)
-            failure = dead.failure() or dead.unanswered()
+        assert failures is not None
+        in_hand = consumer.in_hand
         if not promises.made:
-            consumer.finish_batch(failure is None)
-            return failure
-        promises.add(consumer.finish_batch_unstored(failure is None))
+            consumer.finish_batch()
+        else:
+            first_failures = consumer.first_failures()
+            promises.add(consumer.finish_batch_unstored(), first_failures)
+        self._raise_after_batch = self._raise_after_batch or failures.handled(in_hand - consumer.in_hand)
         if promises.too_many:
-            failure = failure or (yield from self._await_promises(timeout_s, all_of_them=False))
+            return (yield from self._await_promises(timeout_s, all_of_them=False))
         self._keep_promises()
-        return failure
+        return None
 
     def _keep_promises(self) -> None:
         """Store the offsets of batches whose handlers' messages have been acknowledged. Raises DeliveryError."""
@@ -404,6 +441,8 @@ class Session:
                 if self.stopping:
                     deadline = min(deadline, now + self._close_timeout_s)
                 if now >= deadline:
+                    if self.consumer is not None:
+                        self.consumer.store(promises.give_up())
                     return promises.unkept()
                 yield Call(lambda: promises.wait(0.1))
                 self._keep_promises()
@@ -411,15 +450,112 @@ class Session:
             return error
         return None
 
-    def _await_copies(self, dead: DeadLetterPublisher, timeout_s: float) -> Steps:
-        deadline = time.monotonic() + timeout_s
-        while dead.pending():
-            now = time.monotonic()
-            if self.stopping:
-                deadline = min(deadline, now + self._close_timeout_s)
-            if now >= deadline:
-                return
-            yield Call(lambda: dead.wait(0.1))
+    # --- other attempts ----------------------------------------------------------------------------------------------
+
+    def _hold(self, copy: Record, leader_epoch: int) -> None:
+        """A record of the retry topic has come. Called from the hot path, on the owner thread."""
+        attempt = attempt_of(copy)
+        # What is not a copy that this library made is due at once, and fails to be understood.
+        self._shelf.put(copy, attempt, attempt.due_ms if attempt is not None else 0, leader_epoch)
+
+    def _handle_due(self) -> Steps:
+        """Handle the records that are due, for a slice of time; say how long the driver may wait for the next one."""
+        consumer, promises, failures = self.consumer, self._promises, self._failures
+        assert consumer is not None
+        assert promises is not None
+        assert failures is not None
+        end = time.monotonic() + _DUE_SLICE_S
+        ready: list[StoredOffset] = []
+        first_failures: dict[tuple[str, int], int] = {}
+        handled = 0
+        while not self.stopping and time.monotonic() < end:
+            held = self._shelf.take_due(_now_ms())
+            if held is None:
+                break
+            copy = held.record
+            outcome = yield from self._try_again(held)
+            consumer.settle(copy.topic, copy.partition, outcome)
+            handled += 1
+            self._last_message = time.monotonic()
+            if outcome in ("dead", "retried"):
+                first = first_failures.setdefault((copy.topic, copy.partition), copy.offset)
+                first_failures[copy.topic, copy.partition] = min(first, copy.offset)
+            offset = self._shelf.done(held)
+            if offset is not None:
+                ready.append(offset)
+        if handled:
+            if promises.made:
+                promises.add(ready, first_failures)
+                if promises.too_many:
+                    failure = yield from self._await_promises(_COPY_WAIT_S, all_of_them=False)
+                    if failure is not None:
+                        raise failure
+            else:
+                consumer.store(ready)
+            flood = failures.handled(handled)
+            if flood is not None or self._raise_after_batch is not None:
+                raise self._raise_after_batch or flood  # type: ignore[misc]  # one of them is set
+        self._bound_shelf()
+        due_ms = self._shelf.next_due_ms
+        self.next_due_s = None if due_ms is None else max(0.0, (due_ms - _now_ms()) / 1000)
+
+    def _try_again(self, held: Held) -> Generator[Any, Any, str]:
+        """Handle a record whose time has come; the outcome that the ledger counts."""
+        attempt = held.attempt
+        record = attempt.record if attempt is not None else held.record
+        stage = "decode"
+        try:
+            if attempt is None:
+                raise UndecodableError("the record is not a copy that waits for another attempt: it lacks the headers")
+            call = self._call_for(attempt)
+            if call is None:
+                return "skipped"
+            stage = "handle"
+            self._again = record
+            result = yield Handle(call)
+            if isinstance(result, Outcome):
+                raise result
+        except Exception as error:
+            return self._on_failure(record, stage, error, attempt)
+        finally:
+            self._again = None
+        return "done"
+
+    def _call_for(self, attempt: Attempt) -> Callable[[], Any] | None:
+        """What handles an attempt's record, with its handlers that have failed; None: nobody any more."""
+        table, record = self.plan.table, attempt.record
+        if record.value is None:
+            name = (record.header("event_name") or b"").decode("utf-8", "replace")
+            route = table.bound.get(record.topic) or table.routes.get(name) or table.everything
+            tombstone = route.on_tombstone if route is not None else None
+            return None if tombstone is None else lambda: _checked(tombstone, tombstone(record))
+        route, value = table.resolve(record.value, record.topic, record.headers)
+        if route is None:
+            return None
+        if route.with_topic:
+            return lambda: _checked(route.call, route.call(value, topic=record.topic))
+        some = self.plan.some_handlers(route.name, attempt.handlers) if attempt.handlers else None
+        call = some or route.call
+        return lambda: _checked(call, call(value))
+
+    def _bound_shelf(self) -> None:
+        """Stop fetching the retry topic while the shelf is full. Late and seldom: pausing throws prefetch away."""
+        consumer = self.consumer
+        assert consumer is not None
+        if self._shelf_paused == (self._shelf.full if not self._shelf_paused else not self._shelf.has_room):
+            return
+        self._shelf_paused = not self._shelf_paused
+        waiting = [key for key in consumer.assignment() if key[0] == self.plan.retry_topic]
+        if self._shelf_paused:
+            consumer.pause(waiting)
+        else:
+            consumer.resume(waiting)
+
+    def _drop_held(self, partitions: Iterable[tuple[str, int]]) -> None:
+        """Forget what is held of partitions that are given up: it comes again, here or elsewhere."""
+        for (topic, partition), count in self._shelf.drop(partitions).items():
+            if self.consumer is not None:
+                self.consumer.settle(topic, partition, "stale", count)
 
     # --- rebalance ---------------------------------------------------------------------------------------------------
 
@@ -441,8 +577,11 @@ class Session:
                         yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
                     except CommitError as error:
                         logger.warning("at revocation: %s", one_line(error, 1000))
+                gone = [entry[:2] for entry in partitions]
                 if self._promises is not None:
-                    self._promises.drop(entry[:2] for entry in partitions)
+                    self._promises.drop(gone)
+                self._drop_held(gone)
+                self._shelf_paused = False  # paused anew, if need be, when all are assigned
                 try:
                     consumer.unassign(partitions)
                 except KafkaError as error:
@@ -458,7 +597,9 @@ class Session:
         assert consumer is not None
         # A start position holds for the first time that this run gets a partition; then the committed offset counts.
         fresh = [entry for entry in partitions if entry[:2] not in self._starting]
-        starts = yield from self._start_offsets(fresh)
+        waiting = [entry for entry in partitions if entry[0] == plan.retry_topic]
+        starts = yield from self._start_offsets([entry for entry in fresh if entry not in waiting])
+        starts.update((yield from self._start_of_waiting(waiting)))
         self._starting.update(entry[:2] for entry in partitions)
         placed = [
             TopicPartition(topic, partition, starts.get((topic, partition), offset))
@@ -515,6 +656,19 @@ class Session:
             return {entry[:2]: entry[2] for entry in found}
         return {entry[:2]: start[entry[:2]] for entry in partitions if entry[:2] in start}
 
+    def _start_of_waiting(
+        self, partitions: list[tuple[str, int, int]]
+    ) -> Generator[Any, Any, dict[tuple[str, int], int]]:
+        """Where the retry topic is read from: whatever `start` says, nothing that waits there is passed over."""
+        consumer = self.consumer
+        assert consumer is not None
+        # With "earliest" librdkafka starts there by itself where nothing is committed.
+        if not partitions or self.plan.settings.auto_offset_reset == "earliest":
+            return {}
+        keys = [entry[:2] for entry in partitions]
+        found = yield Call(lambda: consumer.committed(keys, _OFFSET_QUERY_MS))
+        return {entry[:2]: _LOGICAL_OFFSETS["earliest"] for entry in found if entry[2] < 0}
+
     # --- attention ---------------------------------------------------------------------------------------------------
 
     def _attend(self) -> None:
@@ -532,8 +686,8 @@ class Session:
         if self.consumer is not None and not self.consumer.closed:
             for event in self.consumer.serve() or ():
                 self._on_event(event)
-        if self._dead is not None:
-            self._dead.serve()
+        if self._copies is not None:
+            self._copies.serve()
 
     def _on_event(self, event: tuple[Any, ...]) -> None:
         kind = event[0]
@@ -576,8 +730,8 @@ class Session:
         source = self.plan.settings.oauth_token
         if self.consumer is not None:
             set_token(self.consumer, source, config)
-        if self._dead is not None:
-            self._dead.set_token(lambda producer: set_token(producer, source, config))
+        if self._copies is not None:
+            self._copies.set_token(lambda producer: set_token(producer, source, config))
 
     def _warn_unreachable(self, error: object) -> None:
         if self._slow_limiter.admit("unreachable") is not None:
@@ -588,33 +742,55 @@ class Session:
         if quiet is not None:
             logger.warning(message + "%s", one_line(detail, 1000), f" ({quiet} more like this)" if quiet else "")
 
-    def _on_failure(self, record: Record, stage: str, error: Exception) -> bool:
-        """A record has failed: submit its dead-letter copy, say so. Called from the hot path, on the owner thread."""
-        assert self._dead is not None
-        self._dead.publish(record, error)
+    def _on_failure(self, record: Record, stage: str, error: Exception, attempt: Attempt | None = None) -> str:
+        """A record has failed: submit its copy, say so; what became of it.
+
+        Called from the hot path, on the owner thread; with `attempt` for a record of the retry topic.
+        """
+        consumer, failures = self.consumer, self._failures
+        assert consumer is not None
+        assert failures is not None
+        name = self._name_of(record)
+        in_a_row = consumer.failures_in_a_row if attempt is None else 1
+        verdict = failures.decide(record, error, name=name, attempt=attempt, in_a_row=in_a_row)
         if self.plan.log_exceptions:
-            quiet = self._limiter.admit(f"failed {stage}")
+            quiet = self._limiter.admit(f"{verdict.outcome} {stage}")
             if quiet is not None:
-                name = self.plan.table.name_of(record.value, record.topic)
-                # Each line escaped and indented: what a payload brings into an exception's text can't pose as a line
-                # of the log.
-                trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
-                logger.error(
-                    "%s [%d] @ %d (event %s) failed to %s, copied to %s: %s%s%s",
-                    one_line(record.topic),
-                    record.partition,
-                    record.offset,
-                    one_line(name or "unknown", 100),
-                    stage,
-                    self._dead.topic,
-                    one_line(error),
-                    f" ({quiet} more not logged)" if quiet else "",
-                    "".join(f"\n    {one_line(line, 500)}" for line in trace) if stage == "handle" else "",
-                )
-        if self.plan.reraise_exceptions and stage == "handle":
-            self._raise_after_batch = error
-            return True
-        return False
+                self._log_failure(record, stage, error, name, verdict, quiet)
+        raised = stage == "handle" and not isinstance(error, Outcome)
+        ends = verdict.flood or (error if self.plan.reraise_exceptions and raised else None)
+        if ends is not None:
+            self._raise_after_batch = ends
+            if attempt is None:
+                consumer.end_batch()
+        return verdict.outcome
+
+    def _name_of(self, record: Record) -> str | None:
+        bound = self.plan.table.bound.get(record.topic)
+        if bound is not None:
+            return bound.name
+        return self.plan.table.name_of(record.value, record.topic) if record.value is not None else None
+
+    def _log_failure(
+        self, record: Record, stage: str, error: Exception, name: str | None, verdict: Verdict, quiet: int
+    ) -> None:
+        # Escaped and indented: what a payload brings into an exception's text can't pose as a line of the log.
+        trace: list[str] = []
+        if stage == "handle" and not isinstance(error, Outcome) and verdict.outcome == "dead":
+            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
+        logger.log(
+            logging.ERROR if verdict.outcome == "dead" else logging.WARNING,
+            "%s [%d] @ %d (event %s) failed to %s, %s: %s%s%s",
+            one_line(record.topic),
+            record.partition,
+            record.offset,
+            one_line(name or "unknown", 100),
+            stage,
+            verdict.story,
+            one_line(error),
+            f" ({quiet} more not logged)" if quiet else "",
+            "".join(f"\n    {one_line(line, 500)}" for line in trace),
+        )
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
@@ -628,10 +804,11 @@ class Session:
             call.add_done_callback(lambda _: consumer.close(1000))
 
     def _shut_down(self) -> Steps:
-        consumer, dead = self.consumer, self._dead
-        if consumer is None or dead is None:
+        consumer, copies = self.consumer, self._copies
+        if consumer is None or copies is None:
             return
         self.stop()
+        self._drop_held(self._shelf.partitions())
         now = time.monotonic()
         # A handler that took longer than that leaves a second for the commit of what it did.
         deadline = max(now + 1, self._stopped_at + self._close_timeout_s)
@@ -656,7 +833,7 @@ class Session:
                 self.plan.address,
                 self.plan.settings.close_timeout_ms,
             )
-        yield Call(lambda: dead.close(_left_ms(deadline)))
+        yield Call(lambda: copies.close(_left_ms(deadline)))
         if problem is not None:
             raise problem
 
@@ -671,6 +848,17 @@ def set_token(client: Any, source: Any, config: str) -> None:
     except Exception as error:
         logger.error("the OAUTHBEARER token callback failed: %s", one_line(error))
         client.set_token_failure(one_line(error))
+
+
+def _checked(call: Callable[..., Any], result: Any) -> Any:
+    """The awaitable of an async handler; else None, once _check_done() has looked at the result."""
+    if isinstance(result, Awaitable):
+        return result
+    return _check_done(call, result)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _names(partitions: list[tuple[str, int, int]]) -> str:

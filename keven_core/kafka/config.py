@@ -282,6 +282,42 @@ class Settings:
         effect="whether loggers write each message once and in order also when a request is repeated; unset: true "
         "with KEVEN_ACKS=all, else false",
     )
+    fatal_exceptions: str = _setting(
+        "",
+        "KEVEN_FATAL_EXCEPTIONS",
+        unit="class names, comma-separated",
+        effect="exceptions of handlers whose records are dead-lettered at once, whatever the retry policy; a class "
+        "stands for its subclasses too, and may be given without its module",
+    )
+    retryable_exceptions: str = _setting(
+        "",
+        "KEVEN_RETRYABLE_EXCEPTIONS",
+        unit="class names, comma-separated",
+        effect="if set, only records that failed with one of these are retried",
+    )
+    dead_letter_dialect: str = _setting(
+        "spring",
+        "KEVEN_DEAD_LETTER_DIALECT",
+        unit="",
+        choices=("spring", "kafka"),
+        effect="names of the headers that say where a dead letter comes from and why: kafka_dlt-* or __dlq.errors.*",
+    )
+    dead_letters_in_a_row: int = _setting(
+        1000,
+        "KEVEN_DEAD_LETTERS_IN_A_ROW",
+        unit="records",
+        low=0,
+        high=1_000_000_000,
+        effect="the server stops when so many records are dead-lettered one after the other; 0: never",
+    )
+    dead_letters_percent: int = _setting(
+        50,
+        "KEVEN_DEAD_LETTERS_PERCENT",
+        unit="percent",
+        low=0,
+        high=100,
+        effect="the server stops when more of the last 10 000 records were dead-lettered; 100: never",
+    )
     create_topics: bool = _setting(
         True,
         "KEVEN_CREATE_TOPICS",
@@ -401,6 +437,10 @@ class Settings:
     def address(self, argument: str | None, *, honor_env: bool = True) -> str:
         """The brokers to connect to: KAFKA, else the argument, else the default name."""
         return (self.kafka_address if honor_env else None) or argument or DEFAULT_ADDRESS
+
+    def listed(self, name: str) -> list[str]:
+        """A comma-separated setting as a list."""
+        return [entry for entry in (part.strip() for part in getattr(self, name).split(",")) if entry]
 
     def client_options(self, address: str, client_id: str) -> dict[str, str]:
         """librdkafka properties that consumers, producers and admin clients share. Holds secrets: never log it."""

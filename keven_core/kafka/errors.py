@@ -17,6 +17,7 @@ __all__ = [
     "CommitError",
     "ConfigurationError",
     "DeadLetterError",
+    "DeadLetterFloodError",
     "Delivery",
     "DeliveryError",
     "ForkedProcessError",
@@ -185,6 +186,10 @@ class DeliveryError(KafkaError):
 
 class DeadLetterError(DeliveryError):
     """A failed record could not be copied to its dead-letter topic, so its offset stays and the server stops."""
+
+
+class DeadLetterFloodError(RecordError):
+    """So many records were dead-lettered that the server stopped: see KEVEN_DEAD_LETTERS_IN_A_ROW and _PERCENT."""
 
 
 # --- our bug ---------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keven_core.kafka.errors import RegistrationError
+from keven_core.kafka.retry import RetryPolicy
 from keven_core.kafka.topics import folded
 
 __all__ = ["Handler", "HandlerRegistry"]
@@ -28,6 +29,7 @@ class Handler:
         foreign: `name` is a topic with values of its own, not an event.
         value_type: what a foreign topic's values are decoded into; bytes: not decoded.
         codec: "json" or "msgpack" for a foreign topic; None: told apart by the first byte.
+        retry_policy: for records that it fails to handle; None: the event's, the topic's or the server's.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Handler:
     foreign: bool = False
     value_type: Any = None
     codec: str | None = None
+    retry_policy: RetryPolicy | None = None
 
     @property
     def is_class(self) -> bool:
@@ -101,6 +104,11 @@ class HandlerRegistry:
         """Topics that have a foreign handler."""
         with self._lock:
             return list(dict.fromkeys(handler.name for handler in self._handlers if handler.foreign))
+
+    def handlers(self) -> list[Handler]:
+        """All handlers, in registration order."""
+        with self._lock:
+            return list(self._handlers)
 
     def handlers_of(self, name: str, *, foreign: bool = False) -> list[Handler]:
         """Handlers of an event or foreign topic, in registration order."""

@@ -7,9 +7,10 @@ into one call, so the hot path knows nothing of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +18,7 @@ import msgspec
 from keven_core.kafka._drivers import escaped_cancellation
 from keven_core.kafka.errors import RegistrationError, UsageError
 from keven_core.kafka.events.event import Event, decoders_of, generic_decoders
+from keven_core.kafka.outcomes import Outcome, Skip
 from keven_core.kafka.registry import Handler, HandlerRegistry
 from keven_core.kafka.topics import event_topic, folded
 
@@ -54,9 +56,11 @@ def as_unary(hook: Callable[..., Any]) -> Call:
 
 
 def _check_done(call: Call, result: Any) -> None:
-    """Refuse a result that is work which has only been prepared, as the hot path does where one handler is alone."""
+    """Raise a result that is an outcome; refuse one that is work which has only been prepared, as the hot path does."""
     if result is None:
         return
+    if isinstance(result, Outcome):
+        raise result
     generator = hasattr(result, "__next__") or hasattr(result, "__anext__")
     if not generator and not isinstance(result, Awaitable):
         return
@@ -79,76 +83,114 @@ async def _run_or_await(call: Call, event: Any) -> None:
         _check_done(call, result)
         return
     try:
-        await result
+        result = await result
     except asyncio.CancelledError as error:
         failure = escaped_cancellation(error)
         if failure is None:
             raise
         raise failure from error
+    if isinstance(result, Outcome):
+        raise result
 
 
-def compose(calls: list[Call], pre: list[Call], post: list[Call]) -> Call:
+class _Verdict:
+    """What becomes of a record that several handlers and hooks have a say in: the first failure counts.
+
+    The failure names the handlers that failed, for they alone run again. A record is skipped when all of its handlers
+    skip it.
+    """
+
+    def __init__(self, handlers: int) -> None:
+        self._handlers = handlers
+        self._failure: Exception | None = None
+        self._failed: list[str] = []
+        self._skips: list[Skip] = []
+
+    def handler_failed(self, name: str, error: Exception) -> None:
+        if isinstance(error, Skip):
+            self._skips.append(error)
+            return
+        self._failure = self._failure or error
+        self._failed.append(name)
+
+    def hook_failed(self, error: Exception) -> None:
+        self._failure = self._failure or error
+
+    def give(self) -> None:
+        if self._failure is not None:
+            if self._failed:
+                with contextlib.suppress(AttributeError, TypeError):  # an exception with slots: then all run again
+                    self._failure.failed_handlers = tuple(self._failed)  # type: ignore[attr-defined]
+            raise self._failure
+        if self._skips and len(self._skips) == self._handlers:
+            raise self._skips[0]
+
+
+def compose(calls: list[Call], pre: list[Call], post: list[Call], names: list[str] | None = None) -> Call:
     """One call for all: pre-hooks, each handler in order, post-hooks.
 
-    Every handler runs, also after one that raised; the first exception is raised at the end. Post-hooks always run. A
-    pre-hook that raises keeps the handlers from running. The result is async when any part is.
+    Every handler runs, also after one that raised; the first exception is raised at the end, with the `names` of those
+    that have failed as `failed_handlers`. Post-hooks always run. A pre-hook that raises keeps the handlers from
+    running. The result is async when any part is.
     """
     if len(calls) == 1 and not pre and not post:
         return calls[0]
+    named = list(zip(names or [""] * len(calls), calls, strict=True))
     if any(is_async(call) for call in (*calls, *pre, *post)):
-        return _compose_async(calls, pre, post)
+        return _compose_async(named, pre, post)
 
     def call_all(event: Any) -> None:
-        failure: Exception | None = None
+        verdict = _Verdict(len(named))
         try:
             for hook in pre:
                 _run_now(hook, event)
-            for call in calls:
+        except Exception as error:
+            verdict.hook_failed(error)
+        else:
+            for name, call in named:
                 try:
                     _run_now(call, event)
                 except Exception as error:
-                    failure = failure or error
-        except Exception as error:
-            failure = error
+                    verdict.handler_failed(name, error)
         for hook in post:
             try:
                 _run_now(hook, event)
             except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+                verdict.hook_failed(error)
+        verdict.give()
 
     return call_all
 
 
-def _compose_async(calls: list[Call], pre: list[Call], post: list[Call]) -> Call:
+def _compose_async(named: list[tuple[str, Call]], pre: list[Call], post: list[Call]) -> Call:
     async def call_all(event: Any) -> None:
-        failure: Exception | None = None
+        verdict = _Verdict(len(named))
         try:
             for hook in pre:
                 await _run_or_await(hook, event)
-            for call in calls:
+        except Exception as error:
+            verdict.hook_failed(error)
+        else:
+            for name, call in named:
                 try:
                     await _run_or_await(call, event)
                 except Exception as error:
-                    failure = failure or error
-        except Exception as error:
-            failure = error
+                    verdict.handler_failed(name, error)
         for hook in post:
             try:
                 await _run_or_await(hook, event)
             except Exception as error:
-                failure = failure or error
-        if failure is not None:
-            raise failure
+                verdict.hook_failed(error)
+        verdict.give()
 
     return call_all
 
 
 def _calls_of(
     registry: HandlerRegistry, handlers: Iterable[Handler], base: Any
-) -> tuple[list[Call], list[Call], list[Call]]:
-    """Handlers as calls, with the hooks of `base` and of each handler class, each once."""
+) -> tuple[list[Call], list[Call], list[Call], list[str]]:
+    """Handlers as calls, with the hooks of `base` and of each handler class, each once, and the handlers' names."""
+    handlers = list(handlers)
     calls: list[Call] = []
     pre: list[Call] = list(base.hooks("_pre_hooks"))
     post: list[Call] = list(base.hooks("_post_hooks"))
@@ -160,12 +202,17 @@ def _calls_of(
         calls.append(getattr(instance, type(handler.target).handle_method))
         pre += [hook for hook in handler.target.hooks("_pre_hooks") if hook not in pre]
         post += [hook for hook in handler.target.hooks("_post_hooks") if hook not in post]
-    return calls, [as_unary(hook) for hook in pre], [as_unary(hook) for hook in post]
+    names = [handler.qualified_name for handler in handlers]
+    return calls, [as_unary(hook) for hook in pre], [as_unary(hook) for hook in post], names
 
 
-def handlers_call(registry: HandlerRegistry, base: Any, name: str) -> Call | None:
-    """The composed call of an event's handlers, None if it has none."""
-    handlers = registry.handlers_of(name)
+def handlers_call(
+    registry: HandlerRegistry, base: Any, name: str, *, foreign: bool = False, only: Container[str] | None = None
+) -> Call | None:
+    """The composed call of an event's or foreign topic's handlers, None if it has none; `only`: of those so named."""
+    handlers = registry.handlers_of(name, foreign=foreign)
+    if only is not None:
+        handlers = [handler for handler in handlers if handler.qualified_name in only]
     return compose(*_calls_of(registry, handlers, base)) if handlers else None
 
 
@@ -328,10 +375,9 @@ def _run_of(runner: Any) -> Callable[..., Any]:
     if not hasattr(runner, "dispatch_table") or not any(is_async(call) for call in runner.calls()):
         return run
 
-    async def run_async(message: bytes, **topic: str) -> None:
+    async def run_async(message: bytes, **topic: str) -> Any:
         result = run(message, **topic)
-        if isinstance(result, Awaitable):
-            await result
+        return await result if isinstance(result, Awaitable) else result
 
     return run_async
 

@@ -11,6 +11,7 @@ from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.envelope import key_of
 from keven_core.kafka.errors import UndecodableError
 from keven_core.kafka.events.event import Event
+from keven_core.kafka.outcomes import Retry, Skip
 from keven_core.kafka.routing import _check_done, build_table
 from keven_core.kafka.topics import event_topic
 
@@ -32,8 +33,9 @@ class DispatchResult:
     """What became of one event.
 
     Attributes:
-        outcome: "done", "skipped" (no handler) or "dead" (it would be dead-lettered).
-        error: why it is dead: what a handler or hook raised, or UndecodableError.
+        outcome: "done", "skipped" (no handler, or Skip), "retry" (a handler gave Retry) or "dead" (it failed: it would
+            be dead-lettered, or retried where a policy says so).
+        error: why it is not done: what a handler or hook raised, the Outcome it gave, or UndecodableError.
         published: what the handlers wrote meanwhile, in order.
     """
 
@@ -101,13 +103,16 @@ def _run(value: bytes, topic: str, headers: Any) -> tuple[str, Exception | None]
     try:
         result = route.call(decoded)
         if route.is_async:
-            asyncio.run(_wait_for(result))
-        else:
-            _check_done(route.call, result)
+            result = asyncio.run(_wait_for(result))
+        _check_done(route.call, result)
+    except Skip as skip:
+        return "skipped", skip
+    except Retry as retry:
+        return "retry", retry
     except Exception as error:
         return "dead", error
     return "done", None
 
 
-async def _wait_for(awaitable: Any) -> None:
-    await awaitable
+async def _wait_for(awaitable: Any) -> Any:
+    return await awaitable

@@ -240,7 +240,16 @@ def outcomes() -> Callable[[str, str], dict[str, Outcome]]:
 def test_outcome(outcomes: Any, mode: str, name: str) -> None:
     case, outcome = CASES[name], outcomes("t", mode)[name]
     assert (outcome.seen[0], outcome.seen[-1]) == ((1,), (2,))
-    wanted = {"received": 3, "done": 2, "skipped": 0, "tombstones": 0, "dead": 0, "stale": 0, "in_flight": 0}
+    wanted = {
+        "received": 3,
+        "done": 2,
+        "skipped": 0,
+        "tombstones": 0,
+        "dead": 0,
+        "retried": 0,
+        "stale": 0,
+        "in_flight": 0,
+    }
     wanted[case.outcome] += 1
     assert outcome.counts == wanted
     assert len(outcome.seen) == wanted["done"]
@@ -768,6 +777,7 @@ def test_every_record_of_a_long_mixed_run_is_accounted_for(embedded_kafka: Any, 
         "skipped": 500,
         "tombstones": 500,
         "dead": 500,
+        "retried": 0,
         "stale": 0,
         "in_flight": 0,
     }

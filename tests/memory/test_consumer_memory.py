@@ -280,8 +280,10 @@ def test_without_a_confirmation_the_offset_stays_at_the_first_failed_record(embe
     while len(got) < 10:
         fetch_some(consumer)
         consumer.run()
-    [entry] = consumer.finish_batch_unstored(False)
-    assert entry[:3] == ("t", 0, 4)
+    assert consumer.first_failures() == {("t", 0): 4}
+    [entry] = consumer.finish_batch_unstored()
+    assert entry[:3] == ("t", 0, 10)
+    assert consumer.first_failures() == {}
     assert consumer.close(5000)
 
 

@@ -352,7 +352,7 @@ if options["planted"]:
 
         def run(self):
             self._consumer.run()
-            self._consumer.finish_batch(True)
+            self._consumer.finish_batch()
             self._consumer.commit(5000)
             while waiting:
                 partition, offset, number = waiting.pop(0)

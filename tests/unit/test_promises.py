@@ -1,11 +1,11 @@
-"""Offsets that wait for what handlers wrote: when they are due, in which order, and when never."""
+"""Offsets that wait for what handlers wrote and for copies of failed records: when they are due, and when never."""
 
 from typing import Any
 
 import pytest
 
 from keven_core.kafka._promises import Promises
-from keven_core.kafka.errors import Delivery, DeliveryError, KafkaError
+from keven_core.kafka.errors import DeadLetterError, Delivery, DeliveryError, KafkaError
 
 REFUSED = Delivery("out", b"v", None, KafkaError("no", code=29, name="DENIED"), "not delivered", [], 0)
 
@@ -49,16 +49,42 @@ class Scope:
         return account.pending == 0
 
 
-def made() -> tuple[Promises, Any]:
+class Copies:
+    """Stands for a CopyPublisher."""
+
+    def __init__(self) -> None:
+        self.account: Account | None = None
+        self.waited_for: list[tuple[Account, bool]] = []
+
+    def take(self) -> Account | None:
+        account, self.account = self.account, None
+        return account
+
+    def serve(self) -> None: ...
+
+    def wait(self, account: Account, timeout_s: float) -> bool:
+        self.waited_for.append((account, timeout_s > 0))
+        return account.pending == 0
+
+
+def made(copies: Any = None) -> tuple[Promises, Any]:
     scope: Any = Scope()
-    return Promises(scope), scope
+    return Promises(scope, copies or Copies()), scope  # type: ignore[arg-type]
 
 
-def batch(promises: Promises, scope: Any, offset: int, *, partition: int = 0, writes: int = 1) -> Account:
+def batch(
+    promises: Promises,
+    scope: Any,
+    offset: int,
+    *,
+    partition: int = 0,
+    writes: int = 1,
+    first_failures: dict[tuple[str, int], int] | None = None,
+) -> Account:
     """A batch is done whose handlers have written something."""
     scope.write(writes)
     account: Account = scope.account
-    promises.add([("t", partition, offset, 7)])
+    promises.add([("t", partition, offset, 7)], first_failures or {})
     return account
 
 
@@ -181,3 +207,83 @@ def test_dropping_takes_any_iterable_once() -> None:
     for account in accounts:
         account.answer()
     assert [entry[:3] for entry in promises.due()] == [("t", 1, 1), ("t", 1, 3)]
+
+
+# --- copies of failed records ----------------------------------------------------------------------------------------
+
+
+def failed_batch(promises: Promises, scope: Any, copies: Any, offset: int, first: int, *, writes: int = 0) -> Account:
+    """A batch is done in which a record has failed."""
+    copies.account = account = Account(1)
+    batch(promises, scope, offset, writes=writes, first_failures={("t", 0): first})
+    return account
+
+
+def test_a_batch_with_failed_records_waits_for_their_copies() -> None:
+    copies: Any = Copies()
+    promises, scope = made(copies)
+    copies.account = Account(1)
+    assert promises.made  # the batch in hand has failed records
+    account = failed_batch(promises, scope, copies, 9, 5)
+    assert copies.account is None
+    assert promises.due() == []
+    assert not promises.wait(1)
+    account.answer()
+    assert promises.wait(1)
+    assert copies.waited_for == [(account, True)] * 2
+    assert promises.due() == [("t", 0, 9, 7)]
+    assert not promises.made
+
+
+def test_a_partition_stays_at_its_first_failed_record_when_the_copy_is_refused() -> None:
+    copies: Any = Copies()
+    promises, scope = made(copies)
+    copies.account = account = Account(1)
+    scope.write(0)
+    promises.add([("t", 0, 9, 7), ("t", 1, 30, 7)], {("t", 0): 5})
+    batch(promises, scope, 12, writes=0)
+    account.answer(failed=1)
+    assert promises.due() == [("t", 0, 5, 7), ("t", 1, 30, 7)]
+    for _ in range(2):
+        with pytest.raises(
+            DeadLetterError, match=r"1 failed record\(s\) could not be copied to out \(not delivered: no\)"
+        ):
+            promises.due()
+
+
+def test_what_was_written_counts_more_than_a_copy() -> None:
+    copies: Any = Copies()
+    promises, scope = made(copies)
+    account = failed_batch(promises, scope, copies, 9, 5, writes=1)
+    written = promises._waiting[0].written
+    written.answer(failed=1)  # type: ignore[attr-defined]
+    account.answer(failed=1)
+    with pytest.raises(DeliveryError, match="what handlers wrote is not on the broker"):
+        promises.due()
+
+
+def test_when_the_time_is_over_the_first_failed_record_is_where_a_partition_stays() -> None:
+    copies: Any = Copies()
+    promises, scope = made(copies)
+    failed_batch(promises, scope, copies, 9, 5)
+    failed_batch(promises, scope, copies, 20, 11)
+    error = promises.unkept()
+    assert isinstance(error, DeadLetterError)
+    assert error.failed_count == 2
+    assert promises.give_up() == [("t", 0, 5, 7)]
+    assert promises.give_up() == []
+
+
+def test_when_the_time_is_over_and_writes_are_missing_nothing_moves() -> None:
+    copies: Any = Copies()
+    promises, scope = made(copies)
+    failed_batch(promises, scope, copies, 9, 5, writes=2)
+    error = promises.unkept()
+    assert isinstance(error, DeliveryError)
+    assert not isinstance(error, DeadLetterError)
+    assert error.failed_count == 2
+    assert promises.give_up() == []
+
+
+def test_no_batches_no_offsets() -> None:
+    assert made()[0].give_up() == []

@@ -17,8 +17,9 @@ from keven_core.kafka._drivers import run_async, run_sync
 from keven_core.kafka._session import Plan, Session, StartPosition, TopicPartition
 from keven_core.kafka.config import DEFAULT_ADDRESS, Settings
 from keven_core.kafka.errors import ClosedError, ConfigurationError, UsageError
+from keven_core.kafka.retry import Policies, RetryPolicy, detail_policies
 from keven_core.kafka.routing import is_async, runners_table
-from keven_core.kafka.topics import check_topic, dead_letter_topic
+from keven_core.kafka.topics import check_topic, dead_letter_topic, retry_topic
 
 __all__ = ["KafkaConsumerServer", "PrintRunner", "Runner", "TopicPartition"]
 
@@ -55,7 +56,11 @@ class KafkaConsumerServer:
         group_id: the consumer group; the client id by default.
         runners: what handles the messages: objects with run(message), callables, or one EventRunner.
         pass_topic_param: runners are called run(message, topic=...).
-        auto_reprocess_errors, retry_interval, max_retries, retry_detail: see `Retries` below.
+        auto_reprocess_errors: True: a failed record is tried again by way of the server's retry topic; False: it is
+            dead-lettered at once, unless its handler or event has a `retry_policy`.
+        retry_interval: seconds until then.
+        max_retries: how often; then it is dead-lettered.
+        retry_detail: the same two by topic: {topic: {"retry_interval": seconds, "max_retries": number}}.
         no_commit: offsets are neither stored nor committed: every run starts where the last commit was.
         timeout: seconds without any message after which the server ends; None: never.
         reraise_exceptions: a runner's exception ends the server, after its record was dead-lettered.
@@ -73,8 +78,8 @@ class KafkaConsumerServer:
         on_start, on_stop: functions without arguments, sync or async, called before the first message and after the
             last; on_stop also when the run failed.
 
-    Retries: until retry topics exist, a failed record is dead-lettered at once in either case, and
-    auto_reprocess_errors=True says so with a warning at the start; no record is lost by it.
+    Retries hold nothing up: the record's copy waits in `kafka_server.<client_id>.retry`, the records behind it are
+    handled meanwhile. See keven_core.kafka.retry for policies, keven_core.kafka.outcomes for what handlers can ask for.
 
     Run it with start_sync() or `await run_server()`; or embed it: `with server:` runs it in a thread, `async with
     server:` in a task. stop() ends it, from any thread, in order: finish the batch in hand (for up to half of
@@ -162,23 +167,21 @@ class KafkaConsumerServer:
             raise ConfigurationError("the server has no topics to consume")
         if not self.runners:
             raise ConfigurationError("the server has no runner: give runners=[...] or call add_runner()")
-        if self.auto_reprocess_errors:
-            logger.warning(
-                "auto_reprocess_errors=True: retry topics are not there yet, so failed records of %s go to the "
-                "dead-letter topic %s at once, as without it; redrive them from there",
-                self.client_id,
-                dead_letter_topic(self.client_id),
-            )
         settings = self.settings if self.settings is not None else Settings.from_env()
+        policies = self._policies()
+        waiting = retry_topic(self.client_id)
         return Plan(
             settings=settings,
             address=settings.address(self.bootstrap_servers, honor_env=self.honor_env),
-            topics=self.topics,
+            topics=[*self.topics, waiting] if policies else self.topics,
             optional_topics=self.optional_topics,
             client_id=self.client_id,
             group_id=self.group_id,
             table=self._table(settings),
             dead_letter_topic=dead_letter_topic(self.client_id),
+            retry_topic=waiting,
+            policies=policies,
+            some_handlers=self._some_handlers,
             use_group=self.use_group,
             start=self.start_position,
             until_end=self.until_end,
@@ -194,11 +197,39 @@ class KafkaConsumerServer:
             on_stop=self.on_stop,
         )
 
-    def _table(self, settings: Settings) -> Any:
+    def _policies(self) -> Policies:
+        """Which failed records are retried. Without committed offsets none: each run would begin with all of them."""
+        runner = self._routing_runner()
+        default = RetryPolicy(self.max_retries, self.retry_interval)
+        policies = Policies(
+            default if self.auto_reprocess_errors else None,
+            detail_policies(self.retry_detail, default) if self.auto_reprocess_errors else None,
+            runner.policies() if runner is not None and hasattr(runner, "policies") else None,
+        )
+        if policies and (self.no_commit or not self.use_group):
+            logger.warning(
+                "%s commits no offsets, so failed records are not retried but dead-lettered at once", self.client_id
+            )
+            return Policies()
+        return policies
+
+    def _some_handlers(self, name: str, handlers: tuple[str, ...]) -> Callable[[Any], Any] | None:
+        runner = self._routing_runner()
+        call: Callable[[Any], Any] | None = None
+        if runner is not None and hasattr(runner, "some_handlers"):
+            call = runner.some_handlers(name, handlers)
+        return call
+
+    def _routing_runner(self) -> Any:
+        """The runner whose table is dispatched compiled, if there is one."""
         tables = [runner for runner in self.runners if hasattr(runner, "dispatch_table")]
-        if tables and len(self.runners) == 1 and not self.pass_topic_param:
+        return tables[0] if tables and len(self.runners) == 1 and not self.pass_topic_param else None
+
+    def _table(self, settings: Settings) -> Any:
+        runner = self._routing_runner()
+        if runner is not None:
             # The compiled path: the runner says what it dispatches, and is not called per message.
-            return tables[0].dispatch_table(settings)
+            return runner.dispatch_table(settings)
         return runners_table(self.runners, pass_topic=self.pass_topic_param)
 
     def needs_loop(self) -> bool:
@@ -338,8 +369,8 @@ class KafkaConsumerServer:
     def ledger(self) -> dict[tuple[str, int], dict[str, int]]:
         """What became of each record, by (topic, partition), in this run or, after its end, in the last one.
 
-        Counts that add up: received = done + skipped + tombstones + dead + stale + in_flight. From any thread. Raises
-        ClosedError before the first run.
+        Counts that add up: received = done + skipped + tombstones + dead + retried + stale + in_flight. From any
+        thread. Raises ClosedError before the first run.
         """
         session = self._last_session
         if session is None or session.consumer is None:

@@ -19,6 +19,7 @@ from keven_core.kafka.abstracts.metaclass.base_handler_meta import EVENT_REGISTR
 from keven_core.kafka.envelope import name_of
 from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.registry import HandlerRegistry
+from keven_core.kafka.retry import RetryPolicy
 from keven_core.kafka.routing import as_unary, compose, handlers_call
 
 __all__ = ["EventHandler", "EventHandlerMeta", "event_handler"]
@@ -42,6 +43,7 @@ class EventHandler(metaclass=EventHandlerMeta):
         topic: instead of `event_name`: a foreign topic, whose values are not envelopes.
         value_type: for a foreign topic: any type that msgspec decodes; bytes (the default): not decoded.
         codec: for a foreign topic: "json" or "msgpack"; None tells them apart by the first byte.
+        retry_policy: a RetryPolicy for records that it fails to handle; None: see keven_core.kafka.retry.
         auto_register: False in a class body keeps that class out of the registry (for base classes).
 
     A class that also defines `handle_tombstone(self, record)` gets the records that have no value; else those are
@@ -52,6 +54,7 @@ class EventHandler(metaclass=EventHandlerMeta):
     topic: ClassVar[str | None] = None
     value_type: ClassVar[Any] = None
     codec: ClassVar[str | None] = None
+    retry_policy: ClassVar[RetryPolicy | None] = None
     auto_register: ClassVar[bool] = True
     _pre_hooks: ClassVar[list[Callable[..., Any]]] = []
     _post_hooks: ClassVar[list[Callable[..., Any]]] = []
@@ -62,8 +65,9 @@ class EventHandler(metaclass=EventHandlerMeta):
 
         Called in the server's thread (async: in its event loop), one event of a partition at a time, in order. While it
         runs nothing else is polled, so it should return well within max_poll_interval. Its offset is stored only after
-        all handlers of the event have returned. An exception sends the record to the dead-letter topic; the same event
-        can come again after a restart or rebalance.
+        all handlers of the event have returned. An exception sends the record to the retry or the dead-letter topic; an
+        Outcome (keven_core.kafka.outcomes), returned or raised, says which. The same event can come again after a
+        restart or rebalance.
         """
 
     @classmethod
@@ -144,7 +148,12 @@ class EventHandler(metaclass=EventHandlerMeta):
 
 
 def event_handler(
-    event_name: object = None, *, topic: str | None = None, value_type: Any = None, codec: str | None = None
+    event_name: object = None,
+    *,
+    topic: str | None = None,
+    value_type: Any = None,
+    codec: str | None = None,
+    retry_policy: RetryPolicy | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function, plain or async, for an event or a foreign topic; it stays callable as it is.
 
@@ -156,7 +165,15 @@ def event_handler(
         name_of(event_name)  # at once: without parentheses the function itself would be taken for the name
 
     def decorate(func: Function) -> Function:
-        register_handler(EVENT_REGISTRY, func, event_name, topic=topic, value_type=value_type, codec=codec)
+        register_handler(
+            EVENT_REGISTRY,
+            func,
+            event_name,
+            topic=topic,
+            value_type=value_type,
+            codec=codec,
+            retry_policy=retry_policy,
+        )
         return func
 
     return decorate

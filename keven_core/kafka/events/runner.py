@@ -8,7 +8,9 @@ from typing import Any
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.config import Settings
 from keven_core.kafka.envelope import name_of
-from keven_core.kafka.routing import build_table
+from keven_core.kafka.events.event import Event
+from keven_core.kafka.retry import RetryPolicy, policy_of
+from keven_core.kafka.routing import build_table, handlers_call
 
 __all__ = ["EventRunner"]
 
@@ -53,6 +55,26 @@ class EventRunner:
             all_events=self.all_events,
             max_payload_bytes=limit,
         )
+
+    def policies(self) -> dict[str, list[tuple[str, RetryPolicy]]]:
+        """By event name or foreign topic: (handler's name, its retry policy), then that of the event's class as ""."""
+        found: dict[str, list[tuple[str, RetryPolicy]]] = {}
+        if self._own_handler() is None:
+            for handler in self.registry.handlers():
+                if handler.retry_policy is not None:
+                    found.setdefault(handler.name, []).append((handler.qualified_name, handler.retry_policy))
+        for name, cls in Event.classes.items():
+            policy = policy_of(getattr(cls, "retry_policy", None), f"{cls.__module__}.{cls.__qualname__}")
+            if policy is not None:
+                found.setdefault(name, []).append(("", policy))
+        return found
+
+    def some_handlers(self, name: str, handlers: tuple[str, ...]) -> Callable[[Any], Any] | None:
+        """What calls only these of the registered handlers of an event or foreign topic; None: there are none."""
+        if self._own_handler() is not None:
+            return None
+        foreign = name in self.registry.foreign_topics()
+        return handlers_call(self.registry, EventHandler, name, foreign=foreign, only=handlers)
 
     def calls(self) -> list[Callable[[Any], Any]]:
         """Everything that this runner may call, to tell whether an event loop is needed."""

@@ -19,6 +19,7 @@ cdef class Consumer(Membership):
     cdef Py_ssize_t batch_size
     cdef Py_ssize_t index       # of the record in hand
     cdef object on_failure
+    cdef object on_parked
     cdef list row_errors
     cdef Payload window         # shows the value of the record in hand to its decoder
     cdef Payload payload        # the value of the record in hand, when what was decoded keeps views of it
@@ -33,6 +34,8 @@ cdef class Consumer(Membership):
     cdef int64_t looked_ms      # when the clock was looked at last
     cdef int stride             # records from one look to the next
     cdef int until_look
+    cdef Py_ssize_t next_failure  # index of the record that would go on with the failures in a row
+    cdef readonly uint64_t failures_in_a_row
     cdef readonly uint64_t polls
     cdef readonly uint64_t store_refused
 
@@ -51,10 +54,11 @@ cdef class Consumer(Membership):
                             object result) except -1
     cdef object _tombstone(self, Account *account, rd_kafka_message_t *message)
     cdef int _failed(self, Account *account, rd_kafka_message_t *message, str stage, object error) except -1
+    cdef int _park(self, Account *account, rd_kafka_message_t *message) except -1
     cdef int _error_row(self, rd_kafka_message_t *message) except -1
     cdef void _start_slice(self) noexcept
     cdef bint _slice_over(self) noexcept
-    cdef int _finish(self, bint confirmed, list unstored) except -1
+    cdef int _finish(self, list unstored) except -1
     cdef int _store(self, rd_kafka_topic_partition_list_t *parts) noexcept
     cdef int _release(self, Py_ssize_t count) noexcept
     cdef void _give_back(self, Py_ssize_t count) noexcept nogil

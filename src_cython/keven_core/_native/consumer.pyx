@@ -32,6 +32,7 @@ import time
 import warnings
 
 from keven_core.kafka import errors
+from keven_core.kafka.outcomes import Outcome
 
 cdef extern from "Python.h":
     Py_ssize_t Py_REFCNT(PyObject *value)
@@ -168,8 +169,11 @@ cdef class Consumer(Membership):
         options: librdkafka settings, str to str; offset store, log queue and callbacks are set here.
         table: the frozen DispatchTable; None: no dispatch (raw drain).
         on_failure: called as on_failure(record, stage, error) for a record that failed ("decode" or "handle"), in the
-            owner's thread. It must have submitted the record's copy when it returns; a true result ends the batch
-            after this record. What it raises ends the batch before this record, which is then not accounted.
+            owner's thread; `error` may be an Outcome. It returns what becomes of the record: "retried" or "skipped",
+            anything else: dead-lettered; a copy must have been submitted then. What it raises ends the batch before
+            this record, which is then not accounted.
+        parks: topics whose records are not handled but handed over: on_parked(record, leader_epoch). They are counted
+            by settle(), and their offsets stored by store().
         batch_size: messages per batch.
         store_offsets: false: offsets are neither stored nor committed.
         context: the contextvars.Context that handlers see a copy of; None: a copy of the current one.
@@ -187,12 +191,14 @@ cdef class Consumer(Membership):
         self.kind = "consumer"
 
     def __init__(self, dict options not None, DispatchTable table=None, on_failure=None, *, Py_ssize_t batch_size=200,
-                 bint store_offsets=True, context=None):
+                 bint store_offsets=True, context=None, parks=(), on_parked=None):
         cdef rd_kafka_conf_t *conf
         if self.handle is not None:
             raise errors.UsageError("a Consumer can't be initialized twice")
         self.table = table if table is not None else DispatchTable()
         self.on_failure = on_failure
+        self.parked_topics = frozenset(parks)
+        self.on_parked = on_parked
         self.batch_size = batch_size
         self.store_offsets = store_offsets
         self.base_context = contextvars.copy_context() if context is None else context
@@ -377,7 +383,10 @@ cdef class Consumer(Membership):
         return self._run()
 
     def failed(self, error):
-        """Account the record in hand as failed: the coroutine that run_in_task() returned has raised `error`."""
+        """Account the record in hand as failed: the coroutine that run_in_task() returned has raised `error`.
+
+        Also for an Outcome that it has returned.
+        """
         if not self.awaiting:
             raise errors.InternalError("failed() with no record in hand")
         self.awaiting = False
@@ -453,6 +462,9 @@ cdef class Consumer(Membership):
                     continue
             account.received += 1
             self.bytes += message.len
+            if account.parks:
+                self._park(account, message)
+                continue
 
             # Identify and look up. `found` is borrowed from the table.
             found = account.bound
@@ -618,8 +630,11 @@ cdef class Consumer(Membership):
         return NULL
 
     cdef bint _plain_result(self, Account *account, rd_kafka_message_t *message, Route route, object result) except -1:
-        """Whether a synchronous handler's result can be ignored. Work that has only been prepared can't."""
+        """Whether a synchronous handler's result can be ignored. An outcome, or work that is only prepared, can't."""
         cdef bint generator = hasattr(result, "__next__") or hasattr(result, "__anext__")
+        if isinstance(result, Outcome):
+            self._failed(account, message, "handle", result)
+            return False
         if not generator and not hasattr(result, "__await__"):
             return True
         if hasattr(result, "close"):
@@ -659,14 +674,30 @@ cdef class Consumer(Membership):
         """Hand a failed record over. It is accounted only when on_failure returns: then its copy has been submitted."""
         if not isinstance(error, Exception):
             raise error
-        ends = self.on_failure(record_of(message), stage, error)
-        account.dead += 1
-        if account.failed_from < 0:
-            account.failed_from = message.offset
+        # Records that were handled meanwhile are not looked at: they cost nothing here.
+        self.failures_in_a_row = self.failures_in_a_row + 1 if self.index == self.next_failure else 1
+        self.next_failure = self.index + 1
+        became = self.on_failure(record_of(message), stage, error)
+        if became == "skipped":
+            account.skipped += 1
+        else:
+            if became == "retried":
+                account.retried += 1
+            else:
+                account.dead += 1
+            if account.failed_from < 0:
+                account.failed_from = message.offset
         self._advance(account, message)
-        if ends:
-            self.ended = True
         return 0
+
+    cdef int _park(self, Account *account, rd_kafka_message_t *message) except -1:
+        self.on_parked(record_of(message), api.message_leader_epoch(message))
+        self._advance(account, message)
+        return 0
+
+    def end_batch(self):
+        """Have run() come back after the record in hand. To be called in on_failure."""
+        self.ended = True
 
     cdef int _error_row(self, rd_kafka_message_t *message) except -1:
         """A row that is not a message: the end of a partition, or an error of a topic or partition."""
@@ -692,22 +723,30 @@ cdef class Consumer(Membership):
 
     # --- finish -------------------------------------------------------------------------------------------------------
 
-    def finish_batch(self, bint confirmed=True):
+    def finish_batch(self):
         """Store the offsets of what was accounted, and give it back; returns how many offsets were stored.
 
         What run() did not come to stays in hand.
-        `confirmed` says that the broker has acknowledged the copies of all failed records; if not, the offset of a
-        partition stays at its first failed record.
         """
-        return self._finish(confirmed, None)
+        return self._finish(None)
 
-    def finish_batch_unstored(self, bint confirmed=True):
+    def first_failures(self):
+        """By (topic, partition), the first record of the batch in hand whose copy has to be acknowledged."""
+        cdef Account *account
+        found = {}
+        for address in self.touched:
+            account = <Account *><uintptr_t>address
+            if account.failed_from >= 0:
+                found[account.topic.decode(), account.partition] = account.failed_from
+        return found
+
+    def finish_batch_unstored(self):
         """finish_batch(), but the offsets are returned for store(): (topic, partition, offset, leader epoch) tuples."""
         offsets = []
-        self._finish(confirmed, offsets)
+        self._finish(offsets)
         return offsets
 
-    cdef int _finish(self, bint confirmed, list unstored) except -1:
+    cdef int _finish(self, list unstored) except -1:
         cdef Account *account
         cdef rd_kafka_topic_partition_list_t *parts = NULL
         cdef int64_t offset
@@ -720,11 +759,9 @@ cdef class Consumer(Membership):
                     account.leader_epoch = api.message_leader_epoch(account.last)
                     account.last = NULL
                 offset = account.next_offset
-                if account.failed_from >= 0:
-                    if not confirmed:
-                        offset = account.failed_from
-                    account.failed_from = -1
-                if not self.store_offsets or not account.assigned or offset <= account.stored_offset:
+                account.failed_from = -1
+                if (not self.store_offsets or account.parks or not account.assigned
+                        or offset <= account.stored_offset):
                     continue
                 if unstored is not None:
                     unstored.append((account.topic.decode(), account.partition, offset, account.leader_epoch))
@@ -798,6 +835,7 @@ cdef class Consumer(Membership):
             alive.messages -= left
         self.count -= count
         self.index = 0
+        self.next_failure -= count
         self.bytes = 0
         return 0
 

@@ -19,6 +19,7 @@ cdef struct Account:
     int32_t partition
     bint assigned
     bint touched            # has records accounted in the batch in hand
+    bint parks              # its records are handed to on_parked and handled later
     int32_t leader_epoch    # of the last accounted record; -1 unknown
     int64_t next_offset     # last accounted + 1; -1 none yet
     int64_t stored_offset
@@ -30,6 +31,7 @@ cdef struct Account:
     uint64_t skipped
     uint64_t tombstones
     uint64_t dead
+    uint64_t retried
     uint64_t stale
     rd_kafka_message_t *last
     void *bound             # the Route of the topic, borrowed from the table; NULL: identify each record
@@ -58,6 +60,7 @@ cdef struct Notes:
 cdef class Membership(Client):
     cdef DispatchTable table
     cdef dict accounts          # (topic, partition) -> address of its Account
+    cdef object parked_topics
     cdef list touched           # addresses of the Accounts of the batch in hand
     cdef Py_ssize_t count       # messages in hand
     cdef Notes notes

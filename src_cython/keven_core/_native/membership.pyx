@@ -73,6 +73,7 @@ cdef class Membership(Client):
         self.current_rkt = NULL
         self.notes.first = self.notes.last = NULL
         self.touched = []
+        self.parked_topics = ()
 
     def __dealloc__(self):
         self._free_accounts()
@@ -124,6 +125,7 @@ cdef class Membership(Client):
             if self.table.everything is not None:
                 bound = self.table.everything
             account.bound = <void *>bound if bound is not None else NULL
+        account.parks = topic in self.parked_topics
         self.accounts[topic, partition] = <uintptr_t>account
         return account
 
@@ -186,7 +188,7 @@ cdef class Membership(Client):
     def ledger(self):
         """What became of each record, by (topic, partition): a dict of counts that add up.
 
-        received = done + skipped + tombstones + dead + stale + in_flight. From any thread.
+        received = done + skipped + tombstones + dead + retried + stale + in_flight. From any thread.
         """
         cdef Account *account
         result = {}
@@ -194,11 +196,30 @@ cdef class Membership(Client):
             account = <Account *><uintptr_t>address
             result[key] = {
                 "received": account.received, "done": account.done, "skipped": account.skipped,
-                "tombstones": account.tombstones, "dead": account.dead, "stale": account.stale,
+                "tombstones": account.tombstones, "dead": account.dead, "retried": account.retried,
+                "stale": account.stale,
                 "in_flight": account.received - account.done - account.skipped - account.tombstones - account.dead
-                - account.stale,
+                - account.retried - account.stale,
             }
         return result
+
+    def settle(self, str topic, int partition, str outcome, int count=1):
+        """Count parked records of a partition: "done", "skipped", "tombstones", "dead", "retried" or "stale"."""
+        cdef Account *account = self._account_of(topic, partition)
+        if outcome == "done":
+            account.done += count
+        elif outcome == "skipped":
+            account.skipped += count
+        elif outcome == "tombstones":
+            account.tombstones += count
+        elif outcome == "dead":
+            account.dead += count
+        elif outcome == "retried":
+            account.retried += count
+        elif outcome == "stale":
+            account.stale += count
+        else:
+            raise errors.InternalError(f"no such outcome: {outcome}")
 
     def offsets(self):
         """(position, stored, committed) by (topic, partition) for the current assignment; -1: none yet."""

@@ -24,6 +24,7 @@ cdef class Record:
     cdef readonly object key
     cdef readonly object value
     cdef readonly list headers
+    cdef readonly int attempt
 
 
 cdef Record record_of(rd_kafka_message_t *message)

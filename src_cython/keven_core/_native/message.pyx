@@ -62,10 +62,11 @@ cdef class Record:
         key: bytes, or None.
         value: bytes, or None for a tombstone.
         headers: list of (name, value) tuples in wire order; a value is bytes or None.
+        attempt: which try to handle it this is, from 1.
     """
 
     def __init__(self, str topic, int partition, long long offset, *, value=None, key=None, headers=None,
-                 long long timestamp_ms=-1, int timestamp_type=0):
+                 long long timestamp_ms=-1, int timestamp_type=0, int attempt=1):
         self.topic = topic
         self.partition = partition
         self.offset = offset
@@ -74,6 +75,7 @@ cdef class Record:
         self.headers = list(headers or ())
         self.timestamp_ms = timestamp_ms
         self.timestamp_type = timestamp_type
+        self.attempt = attempt
 
     def header(self, str name, default=None):
         """The last header of that name (Kafka allows several), or `default`."""
@@ -109,6 +111,7 @@ cdef Record record_of(rd_kafka_message_t *message):
     cdef Record record = Record.__new__(Record)
     record.topic = api.topic_name(message.rkt).decode()
     record.partition = message.partition
+    record.attempt = 1
     record.offset = message.offset
     record.timestamp_ms = api.message_timestamp(message, &timestamp_type)
     record.timestamp_type = timestamp_type

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from keven_core.kafka.envelope import name_of
 from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.registry import Handler, HandlerRegistry
+from keven_core.kafka.retry import policy_of
 from keven_core.kafka.topics import check_event_name, check_topic
 
 __all__ = ["EVENT_REGISTRY", "BaseHandlerMeta", "register_handler"]
@@ -54,6 +55,7 @@ class BaseHandlerMeta(ABCMeta):
             topic=topic,
             value_type=getattr(cls, "value_type", None),
             codec=getattr(cls, "codec", None),
+            retry_policy=getattr(cls, "retry_policy", None),
         )
 
     @staticmethod
@@ -72,13 +74,15 @@ def register_handler(
     topic: str | None = None,
     value_type: Any = None,
     codec: str | None = None,
+    retry_policy: Any = None,
 ) -> None:
     """Register a handler class or function for an event name, or for a foreign topic.
 
     Raises RegistrationError, and ConfigurationError for a topic name that Kafka does not accept.
     """
+    policy = policy_of(retry_policy, f"{target.__module__}.{target.__qualname__}")
     if topic is None:
-        registry.register(Handler(check_event_name(name_of(event_name)), target))
+        registry.register(Handler(check_event_name(name_of(event_name)), target, retry_policy=policy))
         return
     if codec not in (None, "json", "msgpack"):
         raise RegistrationError(f"codec {codec!r} of the handler for {topic!r}: 'json', 'msgpack' or None are allowed")
@@ -89,5 +93,6 @@ def register_handler(
             foreign=True,
             value_type=bytes if value_type is None else value_type,
             codec=codec,
+            retry_policy=policy,
         )
     )

@@ -1,0 +1,190 @@
+"""What becomes of failed records: another attempt, the dead-letter topic, or nothing; and when there are too many."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from keven_core.kafka._copies import CopyPublisher
+from keven_core.kafka.deadletter import Attempt, dead_letter_headers, retry_headers
+from keven_core.kafka.errors import DeadLetterFloodError
+from keven_core.kafka.outcomes import Skip
+from keven_core.kafka.retry import Policies, TryAgain, decide
+
+if TYPE_CHECKING:
+    from keven_core._native.message import Record
+
+__all__ = ["Failures", "FloodBreaker", "Verdict", "is_one_of"]
+
+
+def is_one_of(error: BaseException, names: Iterable[str]) -> bool:
+    """Whether the class of an exception, or a base of it, has one of the names: "module.Class", or "Class" alone."""
+    given = set(names)
+    return bool(given) and any(
+        cls.__qualname__ in given or f"{cls.__module__}.{cls.__qualname__}" in given for cls in type(error).__mro__
+    )
+
+
+class FloodBreaker:
+    """Says when so many records are dead-lettered that the fault can't be theirs.
+
+    Arguments:
+        max_in_a_row: this many one after the other are too many; 0: any number is allowed.
+        max_percent: more than this share of the last `window` records is too much; 100: any share is allowed.
+    """
+
+    def __init__(self, max_in_a_row: int, max_percent: int, window: int = 10_000) -> None:
+        self._max_in_a_row = max_in_a_row
+        self._max_percent = max_percent
+        self._window = window
+        self._handled = self._dead = 0
+
+    def dead(self, in_a_row: int) -> str | None:
+        """A record was dead-lettered, the last of so many; why that is too much, or None."""
+        self._dead += 1
+        if self._max_in_a_row and in_a_row >= self._max_in_a_row:
+            return f"{in_a_row} records in a row were dead-lettered (KEVEN_DEAD_LETTERS_IN_A_ROW={self._max_in_a_row})"
+        return None
+
+    def handled(self, count: int) -> str | None:
+        """So many records were accounted for, dead or not; why there were too many dead ones, or None."""
+        self._handled += count
+        if self._handled < self._window:
+            return None
+        handled, dead = self._handled, self._dead
+        self._handled = self._dead = 0
+        if dead * 100 > handled * self._max_percent:
+            percent = f"KEVEN_DEAD_LETTERS_PERCENT={self._max_percent}"
+            return f"{dead} of the last {handled} records were dead-lettered ({percent})"
+        return None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a failed record.
+
+    Attributes:
+        outcome: "dead", "retried" or "skipped", as the ledger counts it.
+        story: for the log: where its copy went and why.
+        flood: set when the server has to stop: too many are dead-lettered.
+    """
+
+    outcome: str
+    story: str
+    flood: DeadLetterFloodError | None = None
+
+
+class Failures:
+    """Decides on failed records and submits their copies. Owner thread only.
+
+    Arguments:
+        now_ms: milliseconds since the epoch; draw: a random number from 0 to 1. For tests.
+    """
+
+    def __init__(
+        self,
+        copies: CopyPublisher,
+        policies: Policies,
+        breaker: FloodBreaker,
+        *,
+        group_id: str,
+        dead_letter_topic: str,
+        retry_topic: str,
+        dialect: str,
+        fatal: Iterable[str] = (),
+        retryable: Iterable[str] = (),
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        draw: Callable[[], float] = random.random,
+    ) -> None:
+        self._copies = copies
+        self._policies = policies
+        self._breaker = breaker
+        self._group_id = group_id
+        self._dead_letter_topic = dead_letter_topic
+        self._retry_topic = retry_topic
+        self._dialect = dialect
+        self._fatal = tuple(fatal)
+        self._retryable = tuple(retryable)
+        self._now_ms = now_ms
+        self._draw = draw
+
+    def decide(
+        self, record: Record, error: Exception, *, name: str | None, attempt: Attempt | None, in_a_row: int
+    ) -> Verdict:
+        """Submit the copy of a failed record, if there is to be one.
+
+        Arguments:
+            record: as the handler saw it.
+            error: what the handler raised, or the Outcome that it returned.
+            name: of its event, if known.
+            attempt: what its copy in the retry topic said; None: it failed for the first time.
+            in_a_row: how many records have failed one after the other, this one included.
+
+        Raises DeadLetterError when the copy can't even be queued.
+        """
+        if isinstance(error, Skip):
+            return Verdict("skipped", f"skipped: {error}")
+        now_ms = self._now_ms()
+        handlers: tuple[str, ...] = getattr(error, "failed_handlers", attempt.handlers if attempt is not None else ())
+        policy = self._policies.of(name, record.topic, handlers)
+        first_failure_ms = attempt.first_failure_ms if attempt is not None else now_ms
+        decision = decide(
+            error,
+            policy,
+            attempt=record.attempt,
+            first_failure_ms=first_failure_ms,
+            now_ms=now_ms,
+            draw=self._draw(),
+            fatal=self._is_fatal(error),
+        )
+        if isinstance(decision, TryAgain):
+            headers = retry_headers(
+                record,
+                error,
+                self._group_id,
+                due_ms=decision.due_ms,
+                first_failure_ms=first_failure_ms,
+                handlers=handlers,
+            )
+            # Stamped now: with the time of the original it might be too old for the retry topic to keep.
+            self._copies.publish(self._retry_topic, record, headers, 0)
+            delay_s = (decision.due_ms - now_ms) / 1000
+            return Verdict("retried", f"attempt {record.attempt} of {self._tries(policy)}, again in {delay_s:g} s")
+        headers = dead_letter_headers(record, error, self._group_id, dialect=self._dialect, why=decision.why)
+        self._copies.publish(self._dead_letter_topic, record, headers, max(record.timestamp_ms, 0))
+        reason = self._breaker.dead(in_a_row)
+        why = f" ({decision.why})" if decision.why else ""
+        return Verdict("dead", f"copied to {self._dead_letter_topic}{why}", _flood(reason, error))
+
+    def handled(self, count: int) -> DeadLetterFloodError | None:
+        """So many records were accounted for; set when too many of them were dead-lettered."""
+        return _flood(self._breaker.handled(count), None)
+
+    def _is_fatal(self, error: Exception) -> bool:
+        if is_one_of(error, self._fatal):
+            return True
+        return bool(self._retryable) and not isinstance(error, Skip) and not self._is_retryable(error)
+
+    def _is_retryable(self, error: Exception) -> bool:
+        from keven_core.kafka.outcomes import Retry
+
+        return isinstance(error, Retry) or is_one_of(error, self._retryable)
+
+    @staticmethod
+    def _tries(policy: object) -> int:
+        retries: int = getattr(policy, "max_retries", 0)
+        return retries + 1
+
+
+def _flood(reason: str | None, last: Exception | None) -> DeadLetterFloodError | None:
+    if reason is None:
+        return None
+    error = DeadLetterFloodError(
+        f"{reason}: the server stops rather than empty its topics into the dead-letter topic; find out what is wrong, "
+        f"then redrive what was dead-lettered" + (f"; the last one: {type(last).__name__}" if last is not None else "")
+    )
+    error.__cause__ = last
+    return error
