@@ -385,6 +385,7 @@ class Session:
                 yield from self._handle_due()
             else:
                 self.next_due_s = None
+                self._bound_shelf()
             if plan.until_end and not self._shelf and consumer.ended_partitions():
                 return
             if not count or now - self._last_attended > _ATTEND_S:
@@ -542,14 +543,16 @@ class Session:
         """Stop fetching the retry topic while the shelf is full. Late and seldom: pausing throws prefetch away."""
         consumer = self.consumer
         assert consumer is not None
-        if self._shelf_paused == (self._shelf.full if not self._shelf_paused else not self._shelf.has_room):
-            return
-        self._shelf_paused = not self._shelf_paused
-        waiting = [key for key in consumer.assignment() if key[0] == self.plan.retry_topic]
-        if self._shelf_paused:
-            consumer.pause(waiting)
-        else:
-            consumer.resume(waiting)
+        if not self._shelf_paused and self._shelf.full:
+            consumer.pause(self._waiting_partitions())
+            self._shelf_paused = True
+        elif self._shelf_paused and self._shelf.has_room:
+            consumer.resume(self._waiting_partitions())
+            self._shelf_paused = False
+
+    def _waiting_partitions(self) -> list[tuple[str, int]]:
+        assert self.consumer is not None
+        return [key for key in self.consumer.assignment() if key[0] == self.plan.retry_topic]
 
     def _drop_held(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Forget what is held of partitions that are given up: it comes again, here or elsewhere."""
@@ -581,7 +584,6 @@ class Session:
                 if self._promises is not None:
                     self._promises.drop(gone)
                 self._drop_held(gone)
-                self._shelf_paused = False  # paused anew, if need be, when all are assigned
                 try:
                     consumer.unassign(partitions)
                 except KafkaError as error:
@@ -612,6 +614,8 @@ class Session:
                 _, high = yield Call(partial(consumer.watermarks, topic, partition, _OFFSET_QUERY_MS))
                 consumer.set_end(topic, partition, high)
         consumer.assign([(entry.topic, entry.partition, entry.offset) for entry in placed], manual=manual)
+        if self._shelf_paused:
+            consumer.pause(self._waiting_partitions())  # those that are new are not paused yet
 
     def _start_again(self) -> Steps:
         """Assign partitions anew whose committed offset could not be had, so that librdkafka asks for it again."""

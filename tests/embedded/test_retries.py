@@ -426,3 +426,28 @@ def test_kafkas_own_dialect(embedded_kafka: Any) -> None:
     assert letter.header("__dlq.errors.topic") == b"t"
     assert letter.header("__dlq.errors.message") == b"keven_core.kafka.outcomes.DeadLetter: never"
     assert letter.header("kafka_dlt-original-topic") is None
+
+
+@MODES
+def test_more_waits_than_may_be_held(embedded_kafka: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The retry topic is paused while the shelf is full, and read on afterwards: nothing is lost or handled twice."""
+    monkeypatch.setattr("keven_core.kafka._session._SHELF_BYTES", 20_000)
+    seen: list[int] = []
+    most_held = 0
+
+    def handle(event: Any) -> Any:
+        nonlocal most_held
+        if current_record().attempt == 1:
+            return Retry(after=0.3)
+        most_held = max(most_held, len(running.server._session._shelf))
+        seen.append(event.number)
+        return None
+
+    register(handle)
+    for start in range(0, 1000, 100):
+        send(embedded_kafka, "t", *(event("ORDER", number=number) for number in range(start, start + 100)))
+    with live(retrying(embedded_kafka, settings={"batch_size": 20}), mode) as running:
+        wait_until(lambda: len(seen) >= 1000, "all come again")
+        wait_until(lambda: committed(embedded_kafka, "svc", WAITING) == {0: 1000}, "and are committed")
+    assert sorted(seen) == list(range(1000))
+    assert 5 < most_held < 60
