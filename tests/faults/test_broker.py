@@ -19,7 +19,10 @@ from keven_core.testing.real_kafka import RealKafka
 pytestmark = pytest.mark.real_kafka
 
 
-@pytest.mark.parametrize("protocol", [EAGER, pytest.param(COOPERATIVE, marks=pytest.mark.soak), KIP_848])
+@pytest.mark.parametrize(
+    "protocol",
+    [EAGER, pytest.param(COOPERATIVE, marks=pytest.mark.soak), pytest.param(KIP_848, marks=pytest.mark.soak)],
+)
 def test_kill_9_and_restart_of_the_broker_under_load(
     own_kafka: RealKafka, own_services: Services, own_topic: str, protocol: str
 ) -> None:

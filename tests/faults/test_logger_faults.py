@@ -175,7 +175,8 @@ def heavy_at(service: Service) -> At:
 @pytest.mark.parametrize(
     ("fault", "seconds", "acks"),
     [
-        ("swallowed", 15.0, "all"),
+        ("swallowed", 4.0, "all"),
+        pytest.param("swallowed", 15.0, "all", marks=pytest.mark.soak),
         ("killed", 0.0, "all"),
         ("swallowed", 0.0, "1"),
         pytest.param("held up", 15.0, "all", marks=pytest.mark.soak),

@@ -151,6 +151,7 @@ def black_hole(
         finish(load, worker, repeats=window(2))
 
 
+@pytest.mark.soak
 def test_a_slow_line(own_kafka: RealKafka, own_services: Services, own_topic: str) -> None:
     proxy = own_kafka.proxies[0]
     with Load(own_kafka.direct_bootstrap_servers, own_topic, 4, rate=RATE) as load:

@@ -182,7 +182,7 @@ def left_in(services: Services) -> list[str]:
     return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name != "lock"]
 
 
-@pytest.mark.parametrize("mode", ["always", "overflow"])
+@pytest.mark.parametrize("mode", ["always", pytest.param("overflow", marks=pytest.mark.soak)])
 def test_broker_and_process_are_killed(own_kafka: RealKafka, own_services: Services, own_topic: str, mode: str) -> None:
     """The first life ends while the broker is gone, the second while it sends what is left of both."""
     proxy = own_kafka.proxies[0]

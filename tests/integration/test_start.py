@@ -46,7 +46,7 @@ def is_stoppable(service: Service, number: int = signal.SIGTERM) -> None:
     assert "Traceback" not in service.err, service.tail()
 
 
-@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["sync", "async"])
 def test_an_unreachable_broker_is_named_every_few_seconds(
     services: Services, closed_port: str, asynchronous: bool
 ) -> None:
