@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
     from keven_core.kafka.outcomes import DeadLetter, Retry, Skip
     from keven_core.kafka.record import current_record
+    from keven_core.kafka.redrive import Redrive, RedriveReport
     from keven_core.kafka.retry import Exponential, RetryPolicy
 
 __all__ = [
@@ -48,6 +49,8 @@ __all__ = [
     "KafkaLogger",
     "MessageReceiverServer",
     "PrintRunner",
+    "Redrive",
+    "RedriveReport",
     "Retry",
     "RetryPolicy",
     "Runner",
@@ -106,6 +109,7 @@ __getattr__, __dir__ = lazy_attributes(
         ),
         "keven_core.kafka.outcomes": ("DeadLetter", "Retry", "Skip"),
         "keven_core.kafka.record": ("current_record",),
+        "keven_core.kafka.redrive": ("Redrive", "RedriveReport"),
         "keven_core.kafka.retry": ("Exponential", "RetryPolicy"),
     },
 )

@@ -30,6 +30,7 @@ __all__ = [
     "OffsetOutOfRangeError",
     "QueueFullError",
     "RecordError",
+    "RedriveError",
     "RegistrationError",
     "UndecodableError",
     "UnknownTopicError",
@@ -190,6 +191,22 @@ class DeadLetterError(DeliveryError):
 
 class DeadLetterFloodError(RecordError):
     """So many records were dead-lettered that the server stopped: see KEVEN_DEAD_LETTERS_IN_A_ROW and _PERCENT."""
+
+
+class RedriveError(DeliveryError):
+    """Copies of dead letters were not acknowledged; their offsets stay, and the next run tries them again.
+
+    Attributes:
+        letters: (partition, offset) of each in the dead-letter topic.
+        report: the RedriveReport of the run until then.
+    """
+
+    letters: list[tuple[int, int]]
+    report: typing.Any = None
+
+    def __init__(self, message: str, letters: Sequence[tuple[int, int]] = (), **kwargs: typing.Any) -> None:
+        super().__init__(message, **kwargs)
+        self.letters = list(letters)
 
 
 # --- our bug ---------------------------------------------------------------------------------------------------------

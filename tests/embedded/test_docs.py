@@ -51,6 +51,7 @@ def test_readme_examples_run(embedded_kafka, tmp_path):
     replayed = run(tmp_path / "replay.py", definitions + "\n".join(code for _, code in blocks[4:]), environment)
     assert "100 handled" in replayed
     assert "1000 acknowledged" in replayed
+    assert "kafka_server.my_event_server.dead, group keven-redrive" in replayed
     assert values(embedded_kafka, "audit_trail") == [b'{"user":"ada","did":"log in"}']
     [line] = values(embedded_kafka, "service_logs")
     assert b'"message":"started"' in (line or b"")

@@ -61,6 +61,7 @@ def _heavy(loaded: set[str]) -> set[str]:
         "keven_core.kafka.abstracts.consumer_server",
         "keven_core.kafka.logger",
         "keven_core.kafka.admin",
+        "keven_core.kafka.redrive",
     ],
 )
 def test_importing_loads_nothing_heavy(module: str) -> None:
