@@ -108,7 +108,7 @@ def test_connections_that_live_a_second_while_members_come_and_go(
     ("protocol", "swallow"),
     [
         (EAGER, True),
-        (COOPERATIVE, False),
+        pytest.param(COOPERATIVE, False, marks=pytest.mark.soak),
         (KIP_848, True),
         pytest.param(EAGER, False, marks=pytest.mark.soak),
         pytest.param(COOPERATIVE, True, marks=pytest.mark.soak),

@@ -25,7 +25,7 @@ def test_sigterm_is_heeded_within_the_deadline(kafka: Any, services: Services, t
     assert worker.count < 200
 
 
-@BOTH
+@pytest.mark.parametrize("asynchronous", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["sync", "async"])
 def test_a_batch_may_take_longer_than_max_poll_interval(
     kafka: Any, services: Services, topic: str, asynchronous: bool
 ) -> None:
