@@ -297,7 +297,7 @@ class _AsyncDriver:
                     raise
                 consumer.failed(failure)
             else:
-                if isinstance(result, Outcome):
+                if result is not None and isinstance(result, Outcome):
                     consumer.failed(result)
 
     async def _fetch(self) -> int:

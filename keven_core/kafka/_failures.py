@@ -40,22 +40,26 @@ class FloodBreaker:
         self._max_in_a_row = max_in_a_row
         self._max_percent = max_percent
         self._window = window
-        self._handled = self._dead = 0
+        self._since = self._dead = 0
 
-    def dead(self, in_a_row: int) -> str | None:
-        """A record was dead-lettered, the last of so many; why that is too much, or None."""
+    def dead(self, in_a_row: int, finished: int) -> str | None:
+        """A record was dead-lettered; why that is too much, or None.
+
+        Asked only then, so that good records cost nothing.
+
+        Arguments:
+            in_a_row: how many records were dead-lettered one after the other.
+            finished: how many records the server has finished so far, dead or not.
+        """
         self._dead += 1
         if self._max_in_a_row and in_a_row >= self._max_in_a_row:
             return f"{in_a_row} records in a row were dead-lettered (KEVEN_DEAD_LETTERS_IN_A_ROW={self._max_in_a_row})"
-        return None
-
-    def handled(self, count: int) -> str | None:
-        """So many records were accounted for, dead or not; why there were too many dead ones, or None."""
-        self._handled += count
-        if self._handled < self._window:
+        # What is in hand is not among the finished ones yet.
+        dead = self._dead
+        handled = max(finished - self._since, dead)
+        if handled < self._window:
             return None
-        handled, dead = self._handled, self._dead
-        self._handled = self._dead = 0
+        self._since, self._dead = finished, 0
         if dead * 100 > handled * self._max_percent:
             percent = f"KEVEN_DEAD_LETTERS_PERCENT={self._max_percent}"
             return f"{dead} of the last {handled} records were dead-lettered ({percent})"
@@ -112,7 +116,14 @@ class Failures:
         self._draw = draw
 
     def decide(
-        self, record: Record, error: Exception, *, name: str | None, attempt: Attempt | None, in_a_row: int
+        self,
+        record: Record,
+        error: Exception,
+        *,
+        name: str | None,
+        attempt: Attempt | None,
+        in_a_row: int,
+        finished: int,
     ) -> Verdict:
         """Submit the copy of a failed record, if there is to be one.
 
@@ -122,6 +133,7 @@ class Failures:
             name: of its event, if known.
             attempt: what its copy in the retry topic said; None: it failed for the first time.
             in_a_row: how many records have failed one after the other, this one included.
+            finished: how many records the server has finished so far.
 
         Raises DeadLetterError when the copy can't even be queued.
         """
@@ -155,13 +167,9 @@ class Failures:
             return Verdict("retried", f"attempt {record.attempt} of {self._tries(policy)}, again in {delay_s:g} s")
         headers = dead_letter_headers(record, error, self._group_id, dialect=self._dialect, why=decision.why)
         self._copies.publish(self._dead_letter_topic, record, headers, max(record.timestamp_ms, 0))
-        reason = self._breaker.dead(in_a_row)
+        reason = self._breaker.dead(in_a_row, finished)
         why = f" ({decision.why})" if decision.why else ""
         return Verdict("dead", f"copied to {self._dead_letter_topic}{why}", _flood(reason, error))
-
-    def handled(self, count: int) -> DeadLetterFloodError | None:
-        """So many records were accounted for; set when too many of them were dead-lettered."""
-        return _flood(self._breaker.handled(count), None)
 
     def _is_fatal(self, error: Exception) -> bool:
         if is_one_of(error, self._fatal):
@@ -179,12 +187,12 @@ class Failures:
         return retries + 1
 
 
-def _flood(reason: str | None, last: Exception | None) -> DeadLetterFloodError | None:
+def _flood(reason: str | None, last: Exception) -> DeadLetterFloodError | None:
     if reason is None:
         return None
     error = DeadLetterFloodError(
         f"{reason}: the server stops rather than empty its topics into the dead-letter topic; find out what is wrong, "
-        f"then redrive what was dead-lettered" + (f"; the last one: {type(last).__name__}" if last is not None else "")
+        f"then redrive what was dead-lettered; the last one: {type(last).__name__}"
     )
     error.__cause__ = last
     return error

@@ -133,6 +133,7 @@ class Session:
         self._copies: CopyPublisher | None = None
         self._failures: Failures | None = None
         self._shelf = Shelf(_SHELF_BYTES)
+        self._shelf_used = False  # something is held, or was a moment ago
         self._shelf_paused = False
         self._again: Record | None = None  # of a retry topic, being handled
         self.next_due_s: float | None = None
@@ -381,11 +382,8 @@ class Session:
                 self._last_message = now
             if consumer.noted:
                 yield from self._heed_notes()
-            if self._shelf:
+            if self._shelf_used:
                 yield from self._handle_due()
-            else:
-                self.next_due_s = None
-                self._bound_shelf()
             if plan.until_end and not self._shelf and consumer.ended_partitions():
                 return
             if not count or now - self._last_attended > _ATTEND_S:
@@ -408,17 +406,14 @@ class Session:
 
         Neither what handlers have written nor copies of failed records are waited for, unless too many batches wait.
         """
-        consumer, promises, failures = self.consumer, self._promises, self._failures
+        consumer, promises = self.consumer, self._promises
         assert consumer is not None
         assert promises is not None
-        assert failures is not None
-        in_hand = consumer.in_hand
         if not promises.made:
             consumer.finish_batch()
-        else:
-            first_failures = consumer.first_failures()
-            promises.add(consumer.finish_batch_unstored(), first_failures)
-        self._raise_after_batch = self._raise_after_batch or failures.handled(in_hand - consumer.in_hand)
+            return None
+        first_failures = consumer.first_failures()
+        promises.add(consumer.finish_batch_unstored(), first_failures)
         if promises.too_many:
             return (yield from self._await_promises(timeout_s, all_of_them=False))
         self._keep_promises()
@@ -457,14 +452,14 @@ class Session:
         """A record of the retry topic has come. Called from the hot path, on the owner thread."""
         attempt = attempt_of(copy)
         # What is not a copy that this library made is due at once, and fails to be understood.
+        self._shelf_used = True
         self._shelf.put(copy, attempt, attempt.due_ms if attempt is not None else 0, leader_epoch)
 
     def _handle_due(self) -> Steps:
         """Handle the records that are due, for a slice of time; say how long the driver may wait for the next one."""
-        consumer, promises, failures = self.consumer, self._promises, self._failures
+        consumer, promises = self.consumer, self._promises
         assert consumer is not None
         assert promises is not None
-        assert failures is not None
         end = time.monotonic() + _DUE_SLICE_S
         ready: list[StoredOffset] = []
         first_failures: dict[tuple[str, int], int] = {}
@@ -493,10 +488,10 @@ class Session:
                         raise failure
             else:
                 consumer.store(ready)
-            flood = failures.handled(handled)
-            if flood is not None or self._raise_after_batch is not None:
-                raise self._raise_after_batch or flood  # type: ignore[misc]  # one of them is set
+            if self._raise_after_batch is not None:
+                raise self._raise_after_batch
         self._bound_shelf()
+        self._shelf_used = bool(self._shelf) or self._shelf_paused
         due_ms = self._shelf.next_due_ms
         self.next_due_s = None if due_ms is None else max(0.0, (due_ms - _now_ms()) / 1000)
 
@@ -756,7 +751,9 @@ class Session:
         assert failures is not None
         name = self._name_of(record)
         in_a_row = consumer.failures_in_a_row if attempt is None else 1
-        verdict = failures.decide(record, error, name=name, attempt=attempt, in_a_row=in_a_row)
+        verdict = failures.decide(
+            record, error, name=name, attempt=attempt, in_a_row=in_a_row, finished=consumer.finished
+        )
         if self.plan.log_exceptions:
             quiet = self._limiter.admit(f"{verdict.outcome} {stage}")
             if quiet is not None:

@@ -63,7 +63,7 @@ def record_of(**changes: Any) -> Record:
 
 
 def decide(failures: Failures, error: Exception, record: Record | None = None, **changes: Any) -> Any:
-    arguments: dict[str, Any] = {"name": "ORDER", "attempt": None, "in_a_row": 1}
+    arguments: dict[str, Any] = {"name": "ORDER", "attempt": None, "in_a_row": 1, "finished": 0}
     return failures.decide(record or record_of(), error, **{**arguments, **changes})
 
 
@@ -180,19 +180,17 @@ def test_records_that_are_retried_or_skipped_make_no_flood() -> None:
 
 def test_a_share_of_the_last_records_is_a_flood() -> None:
     breaker = FloodBreaker(0, 50, window=100)
-    for _ in range(50):
-        assert breaker.dead(1) is None
-    assert breaker.handled(99) is None
-    assert breaker.handled(1) is None  # half is allowed
-    for _ in range(51):
-        breaker.dead(1)
-    reason = breaker.handled(100)
+    for number in range(49):
+        assert breaker.dead(1, number) is None
+    assert breaker.dead(1, 100) is None  # half is allowed
+    for number in range(50):
+        assert breaker.dead(1, 100 + number) is None  # too soon to tell
+    reason = breaker.dead(1, 200)
     assert reason == "51 of the last 100 records were dead-lettered (KEVEN_DEAD_LETTERS_PERCENT=50)"
-    assert breaker.handled(1000) is None  # it counts anew
+    assert breaker.dead(1, 1000) is None  # it counts anew
 
 
 def test_every_limit_can_be_lifted() -> None:
     breaker = FloodBreaker(0, 100, window=10)
-    for number in range(10):
-        assert breaker.dead(number + 1) is None
-    assert breaker.handled(10) is None
+    for number in range(30):
+        assert breaker.dead(number + 1, number) is None

@@ -835,6 +835,7 @@ cdef class Consumer(Membership):
             alive.messages -= left
         self.count -= count
         self.index = 0
+        self.finished += count
         self.next_failure -= count
         self.bytes = 0
         return 0
