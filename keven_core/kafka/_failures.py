@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from keven_core.kafka._copies import CopyPublisher
 from keven_core.kafka.deadletter import Attempt, dead_letter_headers, retry_headers
 from keven_core.kafka.errors import DeadLetterFloodError
-from keven_core.kafka.outcomes import Skip
+from keven_core.kafka.outcomes import Retry, Skip
 from keven_core.kafka.retry import Policies, TryAgain, decide
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = ["Failures", "FloodBreaker", "Verdict", "is_one_of"]
 
 def is_one_of(error: BaseException, names: Iterable[str]) -> bool:
     """Whether the class of an exception, or a base of it, has one of the names: "module.Class", or "Class" alone."""
-    given = set(names)
+    given = frozenset(names)
     return bool(given) and any(
         cls.__qualname__ in given or f"{cls.__module__}.{cls.__qualname__}" in given for cls in type(error).__mro__
     )
@@ -110,8 +110,8 @@ class Failures:
         self._dead_letter_topic = dead_letter_topic
         self._retry_topic = retry_topic
         self._dialect = dialect
-        self._fatal = tuple(fatal)
-        self._retryable = tuple(retryable)
+        self._fatal = frozenset(fatal)
+        self._retryable = frozenset(retryable)
         self._now_ms = now_ms
         self._draw = draw
 
@@ -153,18 +153,14 @@ class Failures:
             fatal=self._is_fatal(error),
         )
         if isinstance(decision, TryAgain):
+            assert policy is not None
             headers = retry_headers(
-                record,
-                error,
-                self._group_id,
-                due_ms=decision.due_ms,
-                first_failure_ms=first_failure_ms,
-                handlers=handlers,
+                record, error, due_ms=decision.due_ms, first_failure_ms=first_failure_ms, handlers=handlers
             )
             # Stamped now: with the time of the original it might be too old for the retry topic to keep.
             self._copies.publish(self._retry_topic, record, headers, 0)
             delay_s = (decision.due_ms - now_ms) / 1000
-            return Verdict("retried", f"attempt {record.attempt} of {self._tries(policy)}, again in {delay_s:g} s")
+            return Verdict("retried", f"attempt {record.attempt} of {policy.max_retries + 1}, again in {delay_s:g} s")
         headers = dead_letter_headers(record, error, self._group_id, dialect=self._dialect, why=decision.why)
         self._copies.publish(self._dead_letter_topic, record, headers, max(record.timestamp_ms, 0))
         reason = self._breaker.dead(in_a_row, finished)
@@ -174,17 +170,7 @@ class Failures:
     def _is_fatal(self, error: Exception) -> bool:
         if is_one_of(error, self._fatal):
             return True
-        return bool(self._retryable) and not isinstance(error, Skip) and not self._is_retryable(error)
-
-    def _is_retryable(self, error: Exception) -> bool:
-        from keven_core.kafka.outcomes import Retry
-
-        return isinstance(error, Retry) or is_one_of(error, self._retryable)
-
-    @staticmethod
-    def _tries(policy: object) -> int:
-        retries: int = getattr(policy, "max_retries", 0)
-        return retries + 1
+        return bool(self._retryable) and not isinstance(error, Retry) and not is_one_of(error, self._retryable)
 
 
 def _flood(reason: str | None, last: Exception) -> DeadLetterFloodError | None:

@@ -40,24 +40,27 @@ def dead_letter_headers(
     """
     if dialect == "kafka":
         return _kafka_headers(record, error, group_id, why)
-    origin: Headers = [
-        ("kafka_dlt-original-topic", record.topic.encode()),
-        ("kafka_dlt-original-partition", struct.pack(">i", record.partition)),
-        ("kafka_dlt-original-offset", struct.pack(">q", record.offset)),
-        ("kafka_dlt-original-timestamp", struct.pack(">q", record.timestamp_ms)),
-        ("kafka_dlt-original-timestamp-type", _TIMESTAMP_TYPES[record.timestamp_type].encode()),
-        ("kafka_dlt-original-consumer-group", group_id.encode()),
-    ]
+    origin = [*_origin("kafka_dlt-original-", record), ("kafka_dlt-original-consumer-group", group_id.encode())]
     reason: Headers = [
         ("kafka_dlt-exception-fqcn", _class_name(error)),
         ("kafka_dlt-exception-message", _text(error, why)),
     ]
     if error.__cause__ is not None:
         reason.append(("kafka_dlt-exception-cause-fqcn", _class_name(error.__cause__)))
-    return _joined(record, origin, "kafka_dlt-exception-", reason)
+    return _joined(record, origin, reason, last_only=("kafka_dlt-exception-",))
 
 
-def _text(error: BaseException, why: str) -> bytes:
+def _origin(prefix: str, record: Record) -> Headers:
+    return [
+        (prefix + "topic", record.topic.encode()),
+        (prefix + "partition", struct.pack(">i", record.partition)),
+        (prefix + "offset", struct.pack(">q", record.offset)),
+        (prefix + "timestamp", struct.pack(">q", record.timestamp_ms)),
+        (prefix + "timestamp-type", _TIMESTAMP_TYPES[record.timestamp_type].encode()),
+    ]
+
+
+def _text(error: BaseException, why: str = "") -> bytes:
     return (one_line(error, _MESSAGE_LIMIT) + (f" ({why})" if why else "")).encode()
 
 
@@ -72,15 +75,12 @@ def _kafka_headers(record: Record, error: BaseException, group_id: str, why: str
         ("__dlq.errors.delivery.count", str(record.attempt).encode()),
         ("__dlq.errors.message", _class_name(error) + b": " + _text(error, why)),
     ]
-    kept = [(name, value) for name, value in record.headers if name != "__dlq.errors.delivery.count"]
-    return _joined(record, origin, "__dlq.errors.message", reason, kept)
+    return _joined(record, origin, reason, last_only=tuple(name for name, _ in reason))
 
 
-def _joined(
-    record: Record, origin: Headers, last_only: str, reason: Headers, headers: Headers | None = None
-) -> Headers:
+def _joined(record: Record, origin: Headers, reason: Headers, *, last_only: tuple[str, ...]) -> Headers:
     """A record's headers without those that start with `last_only`, what it has not of `origin` yet, and `reason`."""
-    kept = [entry for entry in (headers or record.headers) if not entry[0].startswith(last_only)]
+    kept = [entry for entry in record.headers if not entry[0].startswith(last_only)]
     present = {name for name, _ in kept}
     return kept + [entry for entry in origin if entry[0] not in present] + reason
 
@@ -116,7 +116,6 @@ class Attempt:
 def retry_headers(
     record: Record,
     error: BaseException,
-    group_id: str,
     *,
     due_ms: int,
     first_failure_ms: int,
@@ -125,13 +124,9 @@ def retry_headers(
     """The headers of a record's copy in the retry topic; `record` is what a handler saw."""
     headers: Headers = [
         *record.headers,
-        (_ORIGIN + "topic", record.topic.encode()),
-        (_ORIGIN + "partition", struct.pack(">i", record.partition)),
-        (_ORIGIN + "offset", struct.pack(">q", record.offset)),
-        (_ORIGIN + "timestamp", struct.pack(">q", record.timestamp_ms)),
-        (_ORIGIN + "timestamp-type", _TIMESTAMP_TYPES[record.timestamp_type].encode()),
+        *_origin(_ORIGIN, record),
         ("kafka_exception-fqcn", _class_name(error)),
-        ("kafka_exception-message", one_line(error, _MESSAGE_LIMIT).encode()),
+        ("kafka_exception-message", _text(error)),
         (_ATTEMPTS, struct.pack(">i", record.attempt + 1)),
         (_DUE, _minimal(due_ms)),
         (_FIRST_FAILURE, struct.pack(">q", first_failure_ms)),
@@ -145,29 +140,32 @@ def attempt_of(copy: Record) -> Attempt | None:
     """What a record of a retry topic says; None: it is not a copy that retry_headers() was written for."""
     from keven_core._native.message import Record
 
-    said = {name: value for name, value in copy.headers if name.startswith(_OF_RETRIES)}
+    said = {name: value or b"" for name, value in copy.headers if name.startswith(_OF_RETRIES)}
     try:
-        kind = (said[_ORIGIN + "timestamp-type"] or b"").decode()
         record = Record(
-            (said[_ORIGIN + "topic"] or b"").decode(),
-            int.from_bytes(said[_ORIGIN + "partition"] or b"", "big", signed=True),
-            int.from_bytes(said[_ORIGIN + "offset"] or b"", "big", signed=True),
+            said[_ORIGIN + "topic"].decode(),
+            _number(said[_ORIGIN + "partition"]),
+            _number(said[_ORIGIN + "offset"]),
             value=copy.value,
             key=copy.key,
             headers=[entry for entry in copy.headers if not entry[0].startswith(_OF_RETRIES)],
-            timestamp_ms=int.from_bytes(said[_ORIGIN + "timestamp"] or b"", "big", signed=True),
-            timestamp_type=_TIMESTAMP_TYPES.index(kind),
-            attempt=int.from_bytes(said[_ATTEMPTS] or b"", "big", signed=True),
+            timestamp_ms=_number(said[_ORIGIN + "timestamp"]),
+            timestamp_type=_TIMESTAMP_TYPES.index(said[_ORIGIN + "timestamp-type"].decode()),
+            attempt=_number(said[_ATTEMPTS]),
         )
-        due_ms = int.from_bytes(said[_DUE] or b"", "big")
-        first = said.get(_FIRST_FAILURE)
-        handlers = (said.get(_HANDLERS) or b"").decode()
+        due_ms = int.from_bytes(said[_DUE], "big")
+        handlers = said.get(_HANDLERS, b"").decode()
     except (KeyError, ValueError, OverflowError):
         return None
     if not record.topic or record.attempt < 1:
         return None
-    first_failure_ms = int.from_bytes(first, "big", signed=True) if first else copy.timestamp_ms
+    first = said.get(_FIRST_FAILURE)
+    first_failure_ms = _number(first) if first else copy.timestamp_ms
     return Attempt(record, due_ms, first_failure_ms, tuple(filter(None, handlers.split(","))))
+
+
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, "big", signed=True)
 
 
 def _minimal(number: int) -> bytes:

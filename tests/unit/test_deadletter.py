@@ -147,13 +147,19 @@ def test_the_dialect_of_share_groups() -> None:
     ]
 
 
+def test_a_record_that_has_nothing_but_an_old_count_gets_one_count() -> None:
+    record = _record(headers=[("__dlq.errors.delivery.count", b"1")])
+    names = [name for name, _ in dead_letter_headers(record, ShopError("x"), "g", dialect="kafka")]
+    assert names.count("__dlq.errors.delivery.count") == 1
+
+
 # --- records that wait -----------------------------------------------------------------------------------------------
 
 
 def _waiting(record: Record, error: Exception, handlers: tuple[str, ...] = ()) -> Record:
     """The record of the retry topic."""
     headers = retry_headers(
-        record, error, "g", due_ms=1_700_000_030_000, first_failure_ms=1_700_000_000_500, handlers=handlers
+        record, error, due_ms=1_700_000_030_000, first_failure_ms=1_700_000_000_500, handlers=handlers
     )
     return Record(
         "kafka_server.svc.retry",

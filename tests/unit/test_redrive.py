@@ -97,7 +97,7 @@ def test_our_own_letters_in_that_dialect_name_their_exception_too() -> None:
 
 def test_marks_of_our_retry_topics_go_with_the_origin() -> None:
     record = Record(ORDERS, 3, 77, value=b"x", headers=list(OWN), timestamp_ms=5_000, timestamp_type=1)
-    headers = retry_headers(record, OrderError("x"), "shop", due_ms=9, first_failure_ms=8, handlers=("Ship",))
+    headers = retry_headers(record, OrderError("x"), due_ms=9, first_failure_ms=8, handlers=("Ship",))
     assert copied(Letter(0, 9, b"x", headers=tuple(headers))).headers == (*OWN, (REDRIVE_COUNT, b"1"))
 
 
