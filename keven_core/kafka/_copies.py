@@ -10,8 +10,24 @@ from keven_core.kafka.errors import DeadLetterError, DeliveryError, KafkaError, 
 if TYPE_CHECKING:
     from keven_core._native.message import Record
     from keven_core._native.producer import DeliveryAccount, Producer
+    from keven_core.kafka.config import Settings
 
-__all__ = ["CopyPublisher", "refused", "unanswered"]
+__all__ = ["COPY_TOPIC_CONFIG", "CopyPublisher", "copy_options", "refused", "unanswered"]
+
+# librdkafka's maximum: whatever was accepted where a record comes from has to fit where its copy goes, headers too.
+_LARGEST_MESSAGE_BYTES = "1000000000"
+
+# Of topics that are made for copies.
+COPY_TOPIC_CONFIG = {"max.message.bytes": _LARGEST_MESSAGE_BYTES}
+
+
+def copy_options(settings: Settings, address: str, client_id: str, *, timeout_s: float) -> dict[str, str]:
+    """librdkafka properties of a producer of copies, which gives one up after `timeout_s` seconds."""
+    return {
+        **settings.producer_options(address, client_id, linger_ms=5),
+        "message.timeout.ms": str(int(timeout_s * 1000)),
+        "message.max.bytes": _LARGEST_MESSAGE_BYTES,
+    }
 
 
 class CopyPublisher:

@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import inspect
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from concurrent import futures
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +30,7 @@ __all__ = [
     "Steps",
     "Stopped",
     "escaped_cancellation",
+    "finished",
     "fulfil",
     "run_async",
     "run_sync",
@@ -198,17 +199,20 @@ async def run_async(session: Steppable) -> None:
         raise asyncio.CancelledError
 
 
-async def _handle(func: Callable[[], Any]) -> Any:
-    result = func()
-    if not inspect.isawaitable(result):
-        return result
+async def finished(awaitable: Awaitable[Any]) -> Any:
+    """Await what a handler or hook returned; a cancellation that it lets escape counts as its failure."""
     try:
-        return await result
+        return await awaitable
     except asyncio.CancelledError as error:
         failure = escaped_cancellation(error)
         if failure is None:
             raise
         raise failure from error
+
+
+async def _handle(func: Callable[[], Any]) -> Any:
+    result = func()
+    return await finished(result) if inspect.isawaitable(result) else result
 
 
 class _AsyncDriver:

@@ -16,6 +16,7 @@ from threading import Event
 from typing import Any
 
 from keven_core._native.producer import DeliveryAccount
+from keven_core.kafka._copies import COPY_TOPIC_CONFIG, copy_options
 from keven_core.kafka._producers import shared_producer
 from keven_core.kafka.admin import create_topics
 from keven_core.kafka.config import Settings
@@ -65,7 +66,6 @@ _PATIENCE_S = 60.0
 _SEND_S = 30.0
 _ANSWER_S = 60.0
 _CLOSE_MS = 5000
-_LARGEST_MESSAGE_BYTES = 1_000_000_000  # librdkafka's maximum: what was accepted once has to fit
 _NAMED_LETTERS = 10
 
 
@@ -137,8 +137,7 @@ class Run:
         plan = self._plan
         if plan.parking_topic and plan.parking_topic not in topics and self._settings.create_topics:
             if not plan.dry_run:
-                limit = {"max.message.bytes": str(_LARGEST_MESSAGE_BYTES)}
-                create_topics(self._settings, self._address, [plan.parking_topic], config=limit)
+                create_topics(self._settings, self._address, [plan.parking_topic], config=COPY_TOPIC_CONFIG)
             topics = {**topics, plan.parking_topic: 1}
         for name in ("to_topic", "parking_topic"):
             topic = getattr(plan, name)
@@ -200,9 +199,7 @@ class _Copies:
     """Writes copies, on a producer of its own that is idempotent and waits for all replicas."""
 
     def __init__(self, settings: Settings, address: str) -> None:
-        options = settings.producer_options(address, _CLIENT_ID, linger_ms=5)
-        options["message.timeout.ms"] = str(int(_SEND_S * 1000))
-        options["message.max.bytes"] = str(_LARGEST_MESSAGE_BYTES)
+        options = copy_options(settings, address, _CLIENT_ID, timeout_s=_SEND_S)
         # A topic that has gone meanwhile must not be made anew.
         self._shared = shared_producer(replace(settings, create_topics=False), options, address, owner=self)
 

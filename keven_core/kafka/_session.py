@@ -23,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka import record as record_module
-from keven_core.kafka._copies import CopyPublisher
+from keven_core.kafka._copies import COPY_TOPIC_CONFIG, CopyPublisher, copy_options
 from keven_core.kafka._drivers import FETCH, WORK, Call, Handle, Hook, Steps, Stopped, fulfil
 from keven_core.kafka._failures import Failures, FloodBreaker, Verdict
 from keven_core.kafka._promises import Promises, StoredOffset
@@ -48,7 +48,7 @@ from keven_core.kafka.errors import (
 from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
 from keven_core.kafka.outcomes import Outcome
 from keven_core.kafka.retry import Policies
-from keven_core.kafka.routing import _check_done
+from keven_core.kafka.routing import check_done
 
 if TYPE_CHECKING:
     from keven_core._native.consumer import Consumer
@@ -69,7 +69,6 @@ _COPY_WAIT_S = 60.0
 _SHELF_BYTES = 64 << 20
 # How long records that are due are handled at a time, before new ones get their turn.
 _DUE_SLICE_S = 0.2
-_LARGEST_MESSAGE_BYTES = 1_000_000_000  # librdkafka's maximum
 _LOGICAL_OFFSETS = {"stored": -1001, "earliest": -2, "latest": -1}
 
 StartPosition = str | datetime | Mapping[tuple[str, int], int]
@@ -266,9 +265,7 @@ class Session:
         self.base_context.run(record_module._source.set, self)
         self._scope = HandlerScope()
         self.base_context.run(self._scope.enter)
-        producer_options = plan.settings.producer_options(plan.address, plan.client_id, linger_ms=5)
-        producer_options["message.timeout.ms"] = str(int(_COPY_WAIT_S / 2 * 1000))
-        producer_options["message.max.bytes"] = str(_LARGEST_MESSAGE_BYTES)
+        producer_options = copy_options(plan.settings, plan.address, plan.client_id, timeout_s=_COPY_WAIT_S / 2)
         self._copies = CopyPublisher(producer_options, self._on_event)
         self._promises = Promises(self._scope, self._copies)
         self._failures = Failures(
@@ -319,9 +316,7 @@ class Session:
             if plan.settings.create_topics and not tried:
                 tried = True
                 if found.get(plan.dead_letter_topic, -3) < 0:
-                    # Whatever was accepted where it comes from has to fit here too, headers included.
-                    limit = {"max.message.bytes": str(_LARGEST_MESSAGE_BYTES)}
-                    yield self._create_topics([plan.dead_letter_topic], limit)
+                    yield self._create_topics([plan.dead_letter_topic], COPY_TOPIC_CONFIG)
                 ours = [topic for topic in missing if topic in plan.optional_topics or topic == plan.retry_topic]
                 if ours:
                     yield self._create_topics(ours, {})
@@ -852,10 +847,10 @@ def set_token(client: Any, source: Any, config: str) -> None:
 
 
 def _checked(call: Callable[..., Any], result: Any) -> Any:
-    """The awaitable of an async handler; else None, once _check_done() has looked at the result."""
+    """The awaitable of an async handler; else None, once check_done() has looked at the result."""
     if isinstance(result, Awaitable):
         return result
-    return _check_done(call, result)
+    return check_done(call, result)
 
 
 def _now_ms() -> int:

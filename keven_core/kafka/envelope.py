@@ -189,6 +189,24 @@ class MessageMeta(StructMeta):
         cls.classes[cls.event_name] = cls
 
 
+class _NameOnly(msgspec.Struct):
+    event_name: str | None = None
+
+
+_json_name = msgspec.json.Decoder(_NameOnly).decode
+_msgpack_name = msgspec.msgpack.Decoder(_NameOnly).decode
+
+
+def json_event_name(data: Any) -> str | None:
+    """The event name in a JSON value, wherever it stands; None: it has none. Raises what msgspec raises."""
+    return _json_name(data).event_name
+
+
+def msgpack_event_name(data: Any) -> str | None:
+    """The event name in a MessagePack value, wherever it stands; None: it has none. Raises what msgspec raises."""
+    return _msgpack_name(data).event_name
+
+
 def key_of(message: Any) -> bytes | None:
     """The Kafka key of an event or command: what its `key()` method returns, else the field named by `key_field`.
 

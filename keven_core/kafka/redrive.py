@@ -37,7 +37,7 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -48,7 +48,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from keven_core.kafka.config import Settings
-from keven_core.kafka.envelope import name_of
+from keven_core.kafka.envelope import json_event_name, msgpack_event_name, name_of
 from keven_core.kafka.errors import ConfigurationError
 from keven_core.kafka.logs import one_line
 from keven_core.kafka.topics import check_topic
@@ -309,16 +309,6 @@ def _name_table() -> DispatchTable:
     return DispatchTable()
 
 
-class _NameOnly(msgspec.Struct):
-    event_name: str | None = None
-
-
-_DECODE_NAME: dict[bool, Callable[[bytes], _NameOnly]] = {
-    True: msgspec.json.Decoder(_NameOnly).decode,
-    False: msgspec.msgpack.Decoder(_NameOnly).decode,
-}
-
-
 def _decoded_name(value: bytes | None) -> str | None:
     if not value:
         return None
@@ -326,7 +316,7 @@ def _decoded_name(value: bytes | None) -> str | None:
     if len(_OPENINGS[is_json].findall(value)) > _MAX_OPENINGS:
         return None
     with contextlib.suppress(msgspec.MsgspecError, ValueError):
-        return _DECODE_NAME[is_json](value).event_name
+        return json_event_name(value) if is_json else msgpack_event_name(value)
     return None
 
 

@@ -6,16 +6,14 @@ into one call, so the hot path knows nothing of them.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from keven_core.kafka._drivers import escaped_cancellation
+from keven_core.kafka._drivers import finished
+from keven_core.kafka.envelope import json_event_name, msgpack_event_name
 from keven_core.kafka.errors import RegistrationError, UsageError
 from keven_core.kafka.events.event import Event, decoders_of, generic_decoders
 from keven_core.kafka.outcomes import Outcome, Skip
@@ -55,7 +53,7 @@ def as_unary(hook: Callable[..., Any]) -> Call:
     return hook
 
 
-def _check_done(call: Call, result: Any) -> None:
+def check_done(call: Call, result: Any) -> None:
     """Raise a result that is an outcome; refuse one that is work which has only been prepared, as the hot path does."""
     if result is None:
         return
@@ -73,22 +71,16 @@ def _check_done(call: Call, result: Any) -> None:
 
 def _run_now(call: Call, event: Any) -> None:
     """Run a synchronous part of a composed call."""
-    _check_done(call, call(event))
+    check_done(call, call(event))
 
 
 async def _run_or_await(call: Call, event: Any) -> None:
     """Run a part of a composed call that may be async."""
     result = call(event)
     if not isinstance(result, Awaitable):
-        _check_done(call, result)
+        check_done(call, result)
         return
-    try:
-        result = await result
-    except asyncio.CancelledError as error:
-        failure = escaped_cancellation(error)
-        if failure is None:
-            raise
-        raise failure from error
+    result = await finished(result)
     if isinstance(result, Outcome):
         raise result
 
@@ -120,6 +112,7 @@ class _Verdict:
         if self._failure is not None:
             if self._failed:
                 with contextlib.suppress(AttributeError, TypeError):  # an exception with slots: then all run again
+                    # The service's exception: it carries the names to Failures.decide().
                     self._failure.failed_handlers = tuple(self._failed)  # type: ignore[attr-defined]
             raise self._failure
         if self._skips and len(self._skips) == self._handlers:
@@ -233,23 +226,17 @@ def event_decoders(name: str, *, bound: bool) -> tuple[Callable[..., Any], Calla
     return generic_decoders(name if bound else None)
 
 
-class _NameOnly(msgspec.Struct):
-    event_name: str | None = None
-
-
 def _make_table(
     routes: list[Route], bound: dict[str, Route], unnamed: Route | None, max_payload_bytes: int
 ) -> DispatchTable:
     from keven_core._native.dispatch import DispatchTable
 
-    json_name = msgspec.json.Decoder(_NameOnly).decode
-    msgpack_name = msgspec.msgpack.Decoder(_NameOnly).decode
     return DispatchTable(
         routes,
         bound=bound,
         unnamed=unnamed,
-        name_json=lambda data: json_name(data).event_name,
-        name_msgpack=lambda data: msgpack_name(data).event_name,
+        name_json=json_event_name,
+        name_msgpack=msgpack_event_name,
         max_payload_bytes=max_payload_bytes,
     )
 

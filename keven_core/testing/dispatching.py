@@ -12,7 +12,7 @@ from keven_core.kafka.envelope import key_of
 from keven_core.kafka.errors import UndecodableError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.outcomes import Retry, Skip
-from keven_core.kafka.routing import _check_done, build_table
+from keven_core.kafka.routing import build_table, check_done
 from keven_core.kafka.topics import event_topic
 
 __all__ = ["DispatchResult", "PublishedMessage", "dispatch"]
@@ -104,7 +104,7 @@ def _run(value: bytes, topic: str, headers: Any) -> tuple[str, Exception | None]
         result = route.call(decoded)
         if route.is_async:
             result = asyncio.run(_wait_for(result))
-        _check_done(route.call, result)
+        check_done(route.call, result)
     except Skip as skip:
         return "skipped", skip
     except Retry as retry:

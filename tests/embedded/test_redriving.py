@@ -258,7 +258,7 @@ def test_a_copy_that_is_refused_stops_the_run_and_its_offset_stays(kafka: Embedd
 
 
 def test_a_copy_that_cant_even_be_queued_is_named_too(kafka: EmbeddedKafka, monkeypatch: Any) -> None:
-    monkeypatch.setattr("keven_core.kafka._redriving._LARGEST_MESSAGE_BYTES", 1000)
+    monkeypatch.setattr("keven_core.kafka._copies._LARGEST_MESSAGE_BYTES", "1000")
     large = from_orders(1)
     large.value = b"x" * 2000
     send(kafka, DEAD, from_orders(0), large, from_orders(2))
