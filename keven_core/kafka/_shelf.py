@@ -25,6 +25,7 @@ class Held(NamedTuple):
     number: int
     record: Record
     attempt: Attempt | None
+    size_bytes: int
 
 
 def _size(record: Record) -> int:
@@ -102,15 +103,16 @@ class Shelf:
             lane = self._lanes[key] = _Lane()
         lane.put(record.offset, leader_epoch)
         self._number += 1
-        heapq.heappush(self._heap, Held(due_ms, self._number, record, attempt))
-        self._bytes += _size(record)
+        held = Held(due_ms, self._number, record, attempt, _size(record))
+        heapq.heappush(self._heap, held)
+        self._bytes += held.size_bytes
 
     def take_due(self, now_ms: int) -> Held | None:
         """The record that is due longest; None: none is. It stays open until done()."""
         if not self._heap or self._heap[0].due_ms > now_ms:
             return None
         held = heapq.heappop(self._heap)
-        self._bytes -= _size(held.record)
+        self._bytes -= held.size_bytes
         return held
 
     def done(self, held: Held) -> tuple[str, int, int, int] | None:
@@ -133,8 +135,7 @@ class Shelf:
         """Forget what is held of partitions that are given up; how many records of each."""
         gone = {key: self._lanes.pop(key).open_count for key in partitions if key in self._lanes}
         if gone:
-            kept = [held for held in self._heap if (held.record.topic, held.record.partition) not in gone]
-            self._bytes -= sum(_size(held.record) for held in self._heap) - sum(_size(held.record) for held in kept)
-            heapq.heapify(kept)
-            self._heap = kept
+            self._heap = [held for held in self._heap if (held.record.topic, held.record.partition) not in gone]
+            self._bytes = sum(held.size_bytes for held in self._heap)
+            heapq.heapify(self._heap)
         return gone

@@ -24,9 +24,9 @@ from real_services import (
     Services,
     committed,
     load_value,
-    quicken_group,
     read_topic,
     send,
+    single_member_options,
     wait_until,
 )
 
@@ -129,14 +129,8 @@ class Copier:
             "padding": padding,
             "waits": waits,
         }
-        rdkafka = ["reconnect.backoff.max.ms=300", *filter(None, [protocol])]
-        if protocol == KIP_848:
-            quicken_group(services.direct_address, services.group)
-        elif static:
-            # The next life takes the partitions over at once, instead of when the session of this one has ended.
-            rdkafka.append("group.instance.id=copier")
         env = {
-            "KEVEN_RDKAFKA_OPTIONS": ",".join(rdkafka),
+            "KEVEN_RDKAFKA_OPTIONS": single_member_options(services, protocol, static=static),
             "KEVEN_LINGER_MS": str(linger_ms),
             "KEVEN_COMMIT_INTERVAL_MS": "100",
             **environ,
@@ -250,8 +244,7 @@ def test_kill_9(
     last = Copier(own_services, "last", out, **options).service
     all_copied(broker, load)
     last.stop()
-    ends = {part: max(at for each, at in load.acknowledged if each == part) + 1 for part in range(PARTITIONS)}
-    assert broker.committed() == ends
+    assert broker.committed() == load.ends()
     assert broker.lost() == []
 
 
@@ -376,7 +369,7 @@ def test_a_rebalance_waits_for_the_copies(
         second = Copier(own_services, "second", out, **options)
         first.service.wait_for(lambda: "revoked: " in first.service.err, "it is asked for partitions")
         held = first.count
-        time.sleep(1.5)
+        time.sleep(1.5)  # for as long nothing happens
         assert second.count == 0
         assert broker.lost() == []
         proxy.restore()

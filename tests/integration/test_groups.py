@@ -26,11 +26,6 @@ pytestmark = pytest.mark.real_kafka
 PARTITIONS = {0, 1, 2, 3}
 
 
-def ends_of(load: Load) -> dict[int, int]:
-    """By partition: the offset after the last acknowledged record."""
-    return {partition: 1 + max(o for p, o in load.acknowledged if p == partition) for partition in PARTITIONS}
-
-
 def partitions_of(worker: Worker) -> set[int]:
     return {entry.partition for entry in worker.handled}
 
@@ -62,7 +57,7 @@ def test_members_join_and_leave_under_load(kafka: Any, services: Services, topic
     third.stop()
     # All changes were in order, so what was handled was committed before it was given away.
     assert_delivered(load.acknowledged, first, second, third, repeats=0)
-    assert committed(kafka.bootstrap_servers, topic) == ends_of(load)
+    assert committed(kafka.bootstrap_servers, topic) == load.ends()
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,20 @@ def quicken_group(address: str, group: str) -> None:
     admin.incremental_alter_configs([resource])[resource].result(20)
 
 
+def single_member_options(services: "Services", protocol: str, *, static: bool = True) -> str:
+    """KEVEN_RDKAFKA_OPTIONS of a service of which one life follows another.
+
+    With `static` the next life takes the partitions over at once, instead of when the session of this one has ended;
+    under KIP-848 its broker is told to be quick instead.
+    """
+    options = ["reconnect.backoff.max.ms=300", *filter(None, [protocol])]
+    if protocol == KIP_848:
+        quicken_group(services.direct_address, services.group)
+    elif static:
+        options.append("group.instance.id=the-one")
+    return ",".join(options)
+
+
 def read_topic(address: str, topic: str, **settings: Any) -> list[Message]:
     """Every message of a topic, from its beginning to its end as of now."""
     # The end is read first: what comes later is another call's.
@@ -230,6 +244,13 @@ class Load:
             }
         )
         self._thread = threading.Thread(target=self._run, name="load", daemon=True)
+
+    def ends(self) -> dict[int, int]:
+        """By partition: the offset after the last acknowledged record."""
+        ends: dict[int, int] = {}
+        for partition, offset in self.acknowledged:
+            ends[partition] = max(ends.get(partition, 0), offset + 1)
+        return ends
 
     def __enter__(self) -> "Load":
         self._thread.start()

@@ -69,7 +69,8 @@ class Copies:
 
 def made(copies: Any = None) -> tuple[Promises, Any]:
     scope: Any = Scope()
-    return Promises(scope, copies or Copies()), scope  # type: ignore[arg-type]
+    publisher: Any = copies or Copies()
+    return Promises(scope, publisher), scope
 
 
 def batch(
@@ -255,8 +256,8 @@ def test_what_was_written_counts_more_than_a_copy() -> None:
     copies: Any = Copies()
     promises, scope = made(copies)
     account = failed_batch(promises, scope, copies, 9, 5, writes=1)
-    written = promises._waiting[0].written
-    written.answer(failed=1)  # type: ignore[attr-defined]
+    written: Any = promises._waiting[0].written
+    written.answer(failed=1)
     account.answer(failed=1)
     with pytest.raises(DeliveryError, match="what handlers wrote is not on the broker"):
         promises.due()

@@ -27,7 +27,13 @@ class ShopError(Exception):
     pass
 
 
-def after(error: Exception = ShopError(), policy: RetryPolicy | None = RetryPolicy(), **changes: Any) -> Any:  # noqa: B008
+FAILURE, USUAL = ShopError(), RetryPolicy()
+# Of types that are not allowed.
+TEXT_IN_A_LIST: Any = [1, "2"]
+TEXT: Any = "5"
+
+
+def after(error: Exception = FAILURE, policy: RetryPolicy | None = USUAL, **changes: Any) -> Any:
     arguments: dict[str, Any] = {"attempt": 1, "first_failure_ms": NOW_MS, "now_ms": NOW_MS, "draw": 0.0}
     return decide(error, policy, **{**arguments, **changes})
 
@@ -168,8 +174,8 @@ def test_retry_detail() -> None:
         (lambda: RetryPolicy(max_retries=True), r"max_retries=True"),
         (lambda: RetryPolicy(backoff=-1), r"backoff\)=-1: 0 to 31622400 seconds"),
         (lambda: RetryPolicy(backoff=[]), "at least one delay"),
-        (lambda: RetryPolicy(backoff=[1, "2"]), "backoff"),  # type: ignore[list-item]
-        (lambda: RetryPolicy(backoff="5"), "backoff"),  # type: ignore[arg-type]
+        (lambda: RetryPolicy(backoff=TEXT_IN_A_LIST), "backoff"),
+        (lambda: RetryPolicy(backoff=TEXT), "backoff"),
         (lambda: RetryPolicy(total_s=float("nan")), "total_s"),
         (lambda: Exponential(first_s=-1), "first_s"),
         (lambda: Exponential(cap_s=1e12), "cap_s"),

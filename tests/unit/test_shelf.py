@@ -1,5 +1,7 @@
 """Records that wait for another attempt: in which order they are due, and how far their partition may be committed."""
 
+from random import Random
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,7 +89,7 @@ def test_what_is_held_is_bounded_by_its_bytes() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 50)), max_size=40), st.randoms(use_true_random=False))
-def test_nothing_is_committed_before_it_is_done(entries: list[tuple[int, int]], random: object) -> None:
+def test_nothing_is_committed_before_it_is_done(entries: list[tuple[int, int]], chance: Random) -> None:
     shelf = Shelf(1 << 30)
     next_offset = [0, 0, 0]
     for partition, due_ms in entries:
@@ -95,7 +97,7 @@ def test_nothing_is_committed_before_it_is_done(entries: list[tuple[int, int]], 
         next_offset[partition] += 1
     taken = [take(shelf, 99) for _ in entries]
     assert [held.due_ms for held in taken] == sorted(due_ms for _, due_ms in entries)
-    random.shuffle(taken)  # type: ignore[attr-defined]  # they may be finished in any order
+    chance.shuffle(taken)  # they may be finished in any order
     committed = [0, 0, 0]
     open_offsets: list[set[int]] = [set(range(end)) for end in next_offset]
     for held in taken:

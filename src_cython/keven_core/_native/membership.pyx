@@ -204,14 +204,12 @@ cdef class Membership(Client):
         return result
 
     def settle(self, str topic, int partition, str outcome, int count=1):
-        """Count parked records of a partition: "done", "skipped", "tombstones", "dead", "retried" or "stale"."""
+        """Count parked records of a partition: "done", "skipped", "dead", "retried" or "stale"."""
         cdef Account *account = self._account_of(topic, partition)
         if outcome == "done":
             account.done += count
         elif outcome == "skipped":
             account.skipped += count
-        elif outcome == "tombstones":
-            account.tombstones += count
         elif outcome == "dead":
             account.dead += count
         elif outcome == "retried":
