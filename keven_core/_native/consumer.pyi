@@ -3,6 +3,7 @@ from contextvars import Context
 from typing import Any, ClassVar, Literal, final
 
 from keven_core._native.dispatch import DispatchTable
+from keven_core._native.flow import Flow
 from keven_core._native.handle import _ClientEvent
 from keven_core._native.membership import Membership
 from keven_core._native.message import Record
@@ -23,6 +24,8 @@ class Consumer(Membership):
         parks: Iterable[str] = (),
         on_parked: Callable[[Record, int], object] | None = None,
     ) -> None: ...
+    @property
+    def flow(self) -> Flow | None: ...
     @property
     def polls(self) -> int: ...
     @property

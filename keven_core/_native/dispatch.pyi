@@ -23,6 +23,8 @@ class Route:
         raw: bool = False,
         with_topic: bool = False,
         copied: bool = False,
+        batch_size: int = 0,
+        batch_wait_ms: int = 0,
     ) -> None: ...
     @property
     def name(self) -> str: ...
@@ -44,6 +46,10 @@ class Route:
     def with_topic(self) -> bool: ...
     @property
     def copied(self) -> bool: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def batch_wait_ms(self) -> int: ...
 
 @final
 class DispatchTable:

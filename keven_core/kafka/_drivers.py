@@ -11,26 +11,30 @@ import asyncio
 import contextvars
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Callable, Generator
 from concurrent import futures
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from keven_core.kafka._calls import escaped_cancellation, finished
+from keven_core.kafka._crew import Tasks, Threads
 from keven_core.kafka.outcomes import Outcome
 
 if TYPE_CHECKING:
     from keven_core._native.consumer import Consumer
+    from keven_core._native.flow import Flow
+    from keven_core.kafka._session import Plan
 
 __all__ = [
+    "DISMISS",
     "FETCH",
     "WORK",
     "Call",
     "Handle",
     "Hook",
+    "Rest",
     "Steps",
     "Stopped",
-    "escaped_cancellation",
-    "finished",
     "fulfil",
     "run_async",
     "run_sync",
@@ -44,8 +48,10 @@ Steps = Generator[Any, Any, None]
 
 # Take a batch; the result is how many messages.
 FETCH = object()
-# Handle the batch in hand.
+# Handle the batch in hand; with a flow: take it over, and see to it that it is handled.
 WORK = object()
+# End the workers of the flow, if there is one.
+DISMISS = object()
 
 
 @dataclass
@@ -70,6 +76,13 @@ class Handle:
     func: Callable[[], Any]
 
 
+@dataclass
+class Rest:
+    """Wait until something has happened to the consumer or its flow, at most so long."""
+
+    seconds: float
+
+
 class Stopped(BaseException):
     """Raised into the steps when stop() interrupts a patient call; `call` is that call, which goes on in its thread."""
 
@@ -81,7 +94,9 @@ class Stopped(BaseException):
 class Steppable(Protocol):
     """What a driver needs of a session. `next_due_s`: how long it may wait for messages at most; None: as it likes."""
 
+    plan: Plan
     consumer: Consumer | None
+    flow: Flow | None
     stopping: bool
     batch_timeout_ms: int
     next_due_s: float | None
@@ -110,6 +125,7 @@ def run_sync(session: Steppable) -> None:
     steps = session.steps()
     value: Any = None
     error: BaseException | None = None
+    crew: Threads | None = None
     while True:
         try:
             step = steps.send(value) if error is None else steps.throw(error)
@@ -118,12 +134,20 @@ def run_sync(session: Steppable) -> None:
         value = error = None
         try:
             if step is FETCH:
-                slice_ms = _SYNC_SLICE_MS
-                if session.next_due_s is not None:
-                    slice_ms = min(slice_ms, int(session.next_due_s * 1000) + 1)
-                value = session.consumer.fetch(slice_ms, session.batch_timeout_ms)  # type: ignore[union-attr]
+                value = _fetch(session, crew)
             elif step is WORK:
-                session.consumer.run()  # type: ignore[union-attr]
+                if session.flow is None:
+                    session.consumer.run()  # type: ignore[union-attr]
+                else:
+                    if crew is None:
+                        crew = Threads(session.flow, session.base_context, session.plan.flow.threads)  # type: ignore[union-attr]
+                    session.flow.intake()
+                    crew.work()
+            elif step is DISMISS:
+                if crew is not None:
+                    crew.dismiss()
+            elif isinstance(step, Rest):
+                session.consumer.rest(int(step.seconds * 1000))  # type: ignore[union-attr]
             elif isinstance(step, Hook):
                 _run_hook(step.func)
             elif isinstance(step, Handle):
@@ -134,6 +158,22 @@ def run_sync(session: Steppable) -> None:
                 value = step.func()
         except BaseException as raised:
             error = raised
+
+
+def _fetch(session: Steppable, crew: Threads | None) -> int:
+    consumer = session.consumer
+    assert consumer is not None
+    slice_ms = _SYNC_SLICE_MS
+    if session.next_due_s is not None:
+        slice_ms = min(slice_ms, int(session.next_due_s * 1000) + 1)
+    if crew is not None and session.flow is not None:
+        if crew.has_work:
+            slice_ms = 0
+        else:
+            crew.work()
+        if session.flow.full:
+            return session.flow.hold_on(slice_ms)
+    return consumer.fetch(slice_ms, session.batch_timeout_ms)
 
 
 def _run_hook(func: Callable[[], Any]) -> None:
@@ -156,20 +196,6 @@ def _wait_patiently(session: Steppable, func: Callable[[], Any]) -> Any:
 
 
 # --- async -----------------------------------------------------------------------------------------------------------
-
-
-def escaped_cancellation(error: asyncio.CancelledError) -> Exception | None:
-    """What a handler is to be blamed with that let the cancellation of something else escape.
-
-    None: it is the running task itself that is being cancelled. On Python 3.10 these can't be told apart, so every
-    cancellation counts as the task's own.
-    """
-    cancelling: Callable[[], int] | None = getattr(asyncio.current_task(), "cancelling", None)
-    if cancelling is None or cancelling() > 0:
-        return None
-    failure = RuntimeError("the handler let a CancelledError escape without having been cancelled")
-    failure.__cause__ = error
-    return failure
 
 
 async def run_async(session: Steppable) -> None:
@@ -199,17 +225,6 @@ async def run_async(session: Steppable) -> None:
         raise asyncio.CancelledError
 
 
-async def finished(awaitable: Awaitable[Any]) -> Any:
-    """Await what a handler or hook returned; a cancellation that it lets escape counts as its failure."""
-    try:
-        return await awaitable
-    except asyncio.CancelledError as error:
-        failure = escaped_cancellation(error)
-        if failure is None:
-            raise
-        raise failure from error
-
-
 async def _handle(func: Callable[[], Any]) -> Any:
     result = func()
     return await finished(result) if inspect.isawaitable(result) else result
@@ -229,6 +244,8 @@ class _AsyncDriver:
         self._context: contextvars.Context | None = None
         self._woken: asyncio.Future[None] | None = None
         self._fd: int | None = None
+        self._crew: Tasks | None = None
+        self._crew_failure: BaseException | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     def new_worker(self) -> asyncio.Task[None]:
@@ -258,6 +275,13 @@ class _AsyncDriver:
             try:
                 if self._step is FETCH:
                     self._value = await self._fetch()
+                elif isinstance(self._step, Rest):
+                    await self._rest(self._step.seconds)
+                elif self._step is DISMISS:
+                    if self._crew is not None:
+                        await self._crew.dismiss()
+                elif self._step is WORK and self._session.flow is not None:
+                    await self._feed_crew(self._session.flow)
                 elif self._step is not WORK:
                     self._value = await self._perform(self._step)
                 elif not await self._handle_batch():
@@ -277,6 +301,23 @@ class _AsyncDriver:
         if step.patient:
             return await self._wait_patiently(step.func)
         return await self._loop.run_in_executor(None, step.func)
+
+    async def _feed_crew(self, flow: Flow) -> None:
+        session = self._session
+        if self._crew is None:
+            assert session.plan.flow is not None
+            self._crew = Tasks(
+                flow, session.base_context, session.plan.flow.tasks, session.plan.flow.threads, self._on_crew_failure
+            )
+        if self._crew_failure is not None:
+            raise self._crew_failure
+        flow.intake()
+        self._crew.work()
+        await asyncio.sleep(0)
+
+    def _on_crew_failure(self, error: BaseException) -> None:
+        self._crew_failure = self._crew_failure or error
+        self._resume()
 
     async def _handle_batch(self) -> bool:
         """Handle the batch in hand; false: a handler has changed the context, so a fresh task has to go on."""
@@ -307,25 +348,34 @@ class _AsyncDriver:
     async def _fetch(self) -> int:
         session, consumer = self._session, self._session.consumer
         assert consumer is not None
+        if self._crew is not None:
+            self._crew.work()
+            if session.flow is not None and session.flow.full:
+                await self._rest(min(_SYNC_SLICE_MS / 1000, session.next_due_s or 1.0))
+                return session.flow.hold_on(0)
         fresh = not consumer.in_hand
         count = consumer.fetch(0)
         if count == 0 and not consumer.noted and not session.stopping:
-            self._watch(consumer.wake_fd)
-            self._woken = self._loop.create_future()
-            due = None
-            if session.next_due_s is not None:
-                due = self._loop.call_later(session.next_due_s, self._resume)
-            try:
-                await self._woken
-            finally:
-                self._woken = None
-                if due is not None:
-                    due.cancel()
+            await self._rest(session.next_due_s)
             count = consumer.fetch(0)
         if count and fresh and session.batch_timeout_ms:
             await asyncio.sleep(session.batch_timeout_ms / 1000)
             count = consumer.top_up()
         return count
+
+    async def _rest(self, seconds: float | None) -> None:
+        """Wait until the consumer's pipe or the loop's slice wakes the owner, at most so long."""
+        consumer = self._session.consumer
+        assert consumer is not None
+        self._watch(consumer.wake_fd)
+        self._woken = self._loop.create_future()
+        due = None if seconds is None else self._loop.call_later(seconds, self._resume)
+        try:
+            await self._woken
+        finally:
+            self._woken = None
+            if due is not None:
+                due.cancel()
 
     def _watch(self, fd: int) -> None:
         """Have the loop watch the consumer's pipe, from one step that is not a fetch to the next."""

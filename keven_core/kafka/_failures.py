@@ -71,7 +71,7 @@ class Verdict:
     """What became of a failed record.
 
     Attributes:
-        outcome: "dead", "retried" or "skipped", as the ledger counts it.
+        outcome: "dead", "retried" or "skipped", as the ledger counts it; "held": it is to be tried again in its place.
         story: for the log: where its copy went and why.
         flood: set when the server has to stop: too many are dead-lettered.
     """
@@ -79,6 +79,8 @@ class Verdict:
     outcome: str
     story: str
     flood: DeadLetterFloodError | None = None
+    delay_s: float = 0.0
+    first_failure_ms: int = 0
 
 
 class Failures:
@@ -142,7 +144,7 @@ class Failures:
         now_ms = self._now_ms()
         handlers: tuple[str, ...] = getattr(error, "failed_handlers", attempt.handlers if attempt is not None else ())
         policy = self._policies.of(name, record.topic, handlers)
-        first_failure_ms = attempt.first_failure_ms if attempt is not None else now_ms
+        first_failure_ms = record.first_failure_ms or now_ms
         decision = decide(
             error,
             policy,
@@ -154,13 +156,16 @@ class Failures:
         )
         if isinstance(decision, TryAgain):
             assert policy is not None
+            delay_s = (decision.due_ms - now_ms) / 1000
+            story = f"attempt {record.attempt} of {policy.max_retries + 1}, again in {delay_s:g} s"
+            if policy.in_place and attempt is None:
+                return Verdict("held", f"{story}, in its place", None, delay_s, first_failure_ms)
             headers = retry_headers(
                 record, error, due_ms=decision.due_ms, first_failure_ms=first_failure_ms, handlers=handlers
             )
             # Stamped now: with the time of the original it might be too old for the retry topic to keep.
             self._copies.publish(self._retry_topic, record, headers, 0)
-            delay_s = (decision.due_ms - now_ms) / 1000
-            return Verdict("retried", f"attempt {record.attempt} of {policy.max_retries + 1}, again in {delay_s:g} s")
+            return Verdict("retried", story)
         headers = dead_letter_headers(record, error, self._group_id, dialect=self._dialect, why=decision.why)
         self._copies.publish(self._dead_letter_topic, record, headers, max(record.timestamp_ms, 0))
         reason = self._breaker.dead(in_a_row, finished)

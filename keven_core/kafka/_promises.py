@@ -75,6 +75,11 @@ class Promises:
         return bool(self._waiting) or self._scope.account.produced > 0 or self._copies.account is not None
 
     @property
+    def waits(self) -> bool:
+        """Whether a batch waits."""
+        return bool(self._waiting)
+
+    @property
     def too_many(self) -> bool:
         """Whether the next batch has to wait until one is kept."""
         return len(self._waiting) >= _MOST_BATCHES

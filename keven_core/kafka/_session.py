@@ -15,21 +15,21 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from keven_core.kafka import record as record_module
+from keven_core.kafka._attempts import Attempts
 from keven_core.kafka._copies import COPY_TOPIC_CONFIG, CopyPublisher, copy_options
-from keven_core.kafka._drivers import FETCH, WORK, Call, Handle, Hook, Steps, Stopped, fulfil
+from keven_core.kafka._drivers import DISMISS, FETCH, WORK, Call, Hook, Rest, Steps, Stopped, fulfil
 from keven_core.kafka._failures import Failures, FloodBreaker, Verdict
 from keven_core.kafka._promises import Promises, StoredOffset
-from keven_core.kafka._shelf import Held, Shelf
 from keven_core.kafka.config import Settings
-from keven_core.kafka.deadletter import Attempt, attempt_of
+from keven_core.kafka.deadletter import Attempt
 from keven_core.kafka.errors import (
     AuthorizationError,
     BrokerUnavailableError,
@@ -41,22 +41,21 @@ from keven_core.kafka.errors import (
     KafkaError,
     KafkaTimeoutError,
     OffsetOutOfRangeError,
-    UndecodableError,
     UnknownTopicError,
     refused_credentials,
 )
 from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
 from keven_core.kafka.outcomes import Outcome
 from keven_core.kafka.retry import Policies
-from keven_core.kafka.routing import check_done
 
 if TYPE_CHECKING:
     from keven_core._native.consumer import Consumer
     from keven_core._native.dispatch import DispatchTable
+    from keven_core._native.flow import Flow
     from keven_core._native.logger import HandlerScope
     from keven_core._native.message import Record
 
-__all__ = ["Plan", "Session", "StartPosition", "TopicPartition"]
+__all__ = ["FlowPlan", "Order", "Plan", "Session", "StartPosition", "TopicPartition"]
 
 logger = logging.getLogger("keven_core.kafka")
 
@@ -65,12 +64,9 @@ _ATTEND_S = 0.1
 _TOPIC_WAIT_S = 10.0
 _OFFSET_QUERY_MS = 10_000
 _COPY_WAIT_S = 60.0
-# What records that wait for another attempt may take in memory; then no more of them are fetched.
-_SHELF_BYTES = 64 << 20
-# How long records that are due are handled at a time, before new ones get their turn.
-_DUE_SLICE_S = 0.2
 _LOGICAL_OFFSETS = {"stored": -1001, "earliest": -2, "latest": -1}
 
+Order = Literal["partition", "key", "none"]
 StartPosition = str | datetime | Mapping[tuple[str, int], int]
 
 
@@ -81,6 +77,20 @@ class TopicPartition:
     topic: str
     partition: int
     offset: int
+
+
+@dataclass
+class FlowPlan:
+    """How records are handled that are in flight at once; without one they are handled one after the other.
+
+    `tasks` is for servers with an event loop; their synchronous handlers run in `threads`, if there are any. On the
+    others the handlers run in `threads`; without any, in the owner's.
+    """
+
+    order: Order
+    tasks: int
+    threads: int
+    window: int
 
 
 @dataclass
@@ -98,6 +108,7 @@ class Plan:
     retry_topic: str
     policies: Policies
     some_handlers: Callable[[str, tuple[str, ...]], Callable[[Any], Any] | None]
+    flow: FlowPlan | None = None
     use_group: bool = True
     start: StartPosition = "stored"
     until_end: bool = False
@@ -131,11 +142,10 @@ class Session:
         self._slow_limiter = RateLimiter(1, 5.0)
         self._copies: CopyPublisher | None = None
         self._failures: Failures | None = None
-        self._shelf = Shelf(_SHELF_BYTES)
-        self._shelf_used = False  # something is held, or was a moment ago
-        self._shelf_paused = False
-        self._again: Record | None = None  # of a retry topic, being handled
+        self._attempts: Attempts | None = None
+        self.flow: Flow | None = None
         self.next_due_s: float | None = None
+        self._paused_by_service: set[tuple[str, int]] = set()
         self._scope: HandlerScope | None = None
         self._promises: Promises | None = None
         self._raise_after_batch: BaseException | None = None
@@ -191,12 +201,27 @@ class Session:
         if self._promises is not None:
             # What was handled before the seek must not be stored after it.
             self._promises.drop([(topic, partition)])
-        self._drop_held([(topic, partition)])
+        if self._attempts is not None:
+            self._attempts.drop([(topic, partition)])
+
+    def pause(self, partitions: list[tuple[str, int]]) -> None:
+        """Stop fetching partitions because the service says so. Owner thread only."""
+        if self.consumer is None:
+            raise ClosedError("the server is not running")
+        self.consumer.pause(partitions)
+        self._paused_by_service.update(partitions)
+
+    def resume(self, partitions: list[tuple[str, int]]) -> None:
+        """Fetch them again. Owner thread only."""
+        if self.consumer is None:
+            raise ClosedError("the server is not running")
+        self.consumer.resume(partitions)
+        self._paused_by_service.difference_update(partitions)
 
     def record_in_hand(self) -> Record:
         """The record that is being handled; for current_record()."""
-        if self._again is not None:
-            return self._again
+        if self._attempts is not None and self._attempts.in_hand is not None:
+            return self._attempts.in_hand
         if self.consumer is None:
             raise LookupError("no record is being handled")
         return self.consumer.record_in_hand()
@@ -286,8 +311,21 @@ class Session:
             batch_size=plan.settings.batch_size,
             store_offsets=commit,
             context=self.base_context,
-            parks=[plan.retry_topic] if plan.policies else [],
-            on_parked=self._hold,
+            parks=[plan.retry_topic] if plan.policies.any_by_topic else [],
+            on_parked=lambda copy, leader_epoch: attempts.hold(copy, leader_epoch),
+        )
+        if plan.flow is not None:
+            from keven_core._native.flow import Flow
+
+            self.flow = Flow(self.consumer, plan.flow.order, window=plan.flow.window)
+        self._attempts = attempts = Attempts(
+            self.consumer,
+            plan.table,
+            self.flow,
+            plan.retry_topic,
+            plan.some_handlers,
+            self._on_failure,
+            lambda: self.stopping,
         )
         self._serve()
         if self.stopping:
@@ -362,28 +400,28 @@ class Session:
         plan = self.plan
         consumer = self.consumer
         assert consumer is not None
+        attempts = self._attempts
+        assert attempts is not None
         self._last_message = time.monotonic()
         while not self.stopping or self._may_finish():
             count = consumer.in_hand if self.stopping else (yield FETCH)
-            if count:
+            if count or self.flow is not None:
                 yield WORK
-                failure = yield from self._settle(_COPY_WAIT_S)
-                if failure is not None:
-                    raise failure
-                if self._raise_after_batch is not None:
-                    raise self._raise_after_batch
+                yield from self._settle_or_raise()
             now = time.monotonic()
             if count:
                 self._last_message = now
             if consumer.noted:
                 yield from self._heed_notes()
-            if self._shelf_used:
-                yield from self._handle_due()
-            if plan.until_end and not self._shelf and consumer.ended_partitions():
+            if attempts.used:
+                yield from self._try_again(attempts)
+            self.next_due_s = self._next_due_s(attempts)
+            if plan.until_end and self._nothing_left(attempts):
                 return
             if not count or now - self._last_attended > _ATTEND_S:
                 self._last_attended = now
                 self._attend()
+                self._hold_back()
                 self._keep_promises()
                 if self._unstarted:
                     yield from self._start_again()
@@ -394,25 +432,87 @@ class Session:
     def _may_finish(self) -> bool:
         """Whether, after stop(), the batch in hand is gone on with: while there is time left to commit it."""
         assert self.consumer is not None
+        if self.flow is not None:
+            return False
         return self.consumer.in_hand > 0 and time.monotonic() < self._stopped_at + self._close_timeout_s / 2
 
+    def _nothing_left(self, attempts: Attempts) -> bool:
+        assert self.consumer is not None
+        return not attempts and (self.flow is None or self.flow.idle) and self.consumer.ended_partitions()
+
+    def _next_due_s(self, attempts: Attempts) -> float | None:
+        """How long the driver may wait for messages, because something else is due then."""
+        due = [attempts.next_due_s() if attempts.used else None, self.flow.tend() if self.flow is not None else None]
+        return min((entry for entry in due if entry is not None), default=None)
+
+    def _settle_or_raise(self) -> Steps:
+        if self.flow is not None:
+            self.flow.settle()
+        failure = yield from self._settle(_COPY_WAIT_S)
+        if failure is not None:
+            raise failure
+        self._raise_what_ends_it()
+
     def _settle(self, timeout_s: float) -> Generator[Any, Any, KafkaError | None]:
-        """Store the batch's offsets, or leave them with the promises; returns why that did not do.
+        """Store the offsets of what was handled, or leave them with the promises; returns why that did not do.
 
         Neither what handlers have written nor copies of failed records are waited for, unless too many batches wait.
         """
         consumer, promises = self.consumer, self._promises
         assert consumer is not None
         assert promises is not None
-        if not promises.made:
+        if self.flow is None and not promises.made:
             consumer.finish_batch()
             return None
+        # Workers may go on meanwhile. What they had written for these offsets was written before this, so that the
+        # promises know of it after this.
         first_failures = consumer.first_failures()
-        promises.add(consumer.finish_batch_unstored(), first_failures)
+        offsets = consumer.finish_batch_unstored()
+        return (yield from self._promise(offsets, first_failures, timeout_s))
+
+    def _promise(
+        self, offsets: list[StoredOffset], first_failures: Mapping[tuple[str, int], int], timeout_s: float
+    ) -> Generator[Any, Any, KafkaError | None]:
+        """Store offsets, at once or when what was written for them is acknowledged; returns why that did not do."""
+        consumer, promises = self.consumer, self._promises
+        assert consumer is not None
+        assert promises is not None
+        if not promises.made:
+            consumer.store(offsets)
+            return None
+        if offsets or self.flow is None or not promises.waits:
+            promises.add(offsets, first_failures)
         if promises.too_many:
             return (yield from self._await_promises(timeout_s, all_of_them=False))
         self._keep_promises()
         return None
+
+    def _try_again(self, attempts: Attempts) -> Steps:
+        """Handle the records of the retry topic that are due."""
+        if (yield from attempts.handle_due()):
+            self._last_message = time.monotonic()
+            failure = yield from self._promise(*attempts.take_finished(), _COPY_WAIT_S)
+            if failure is not None:
+                raise failure
+            self._raise_what_ends_it()
+
+    def _raise_what_ends_it(self) -> None:
+        failure, self._raise_after_batch = self._raise_after_batch, None
+        if failure is not None:
+            raise failure
+
+    def _hold_back(self) -> None:
+        """Pause partitions that would hold up the others; resume them. Late and seldom: it throws prefetch away."""
+        if self.flow is None:
+            return
+        assert self.consumer is not None
+        pause, resume = self.flow.hold_back()
+        if pause:
+            logger.info("paused, for what was fetched of them is enough for now: %s", _names(pause))
+            self.consumer.pause(pause)
+        resume = [partition for partition in resume if partition not in self._paused_by_service]
+        if resume:
+            self.consumer.resume(resume)
 
     def _keep_promises(self) -> None:
         """Store the offsets of batches whose handlers' messages have been acknowledged. Raises DeliveryError."""
@@ -425,6 +525,8 @@ class Session:
         promises = self._promises
         assert promises is not None
         deadline = time.monotonic() + timeout_s
+        if all_of_them and promises.made:
+            promises.add([], {})  # what was written since the last batch
         try:
             self._keep_promises()
             while promises.too_many or (all_of_them and promises.unkept()):
@@ -441,115 +543,6 @@ class Session:
             return error
         return None
 
-    # --- other attempts ----------------------------------------------------------------------------------------------
-
-    def _hold(self, copy: Record, leader_epoch: int) -> None:
-        """A record of the retry topic has come. Called from the hot path, on the owner thread."""
-        attempt = attempt_of(copy)
-        # What is not a copy that this library made is due at once, and fails to be understood.
-        self._shelf_used = True
-        self._shelf.put(copy, attempt, attempt.due_ms if attempt is not None else 0, leader_epoch)
-
-    def _handle_due(self) -> Steps:
-        """Handle the records that are due, for a slice of time; say how long the driver may wait for the next one."""
-        consumer, promises = self.consumer, self._promises
-        assert consumer is not None
-        assert promises is not None
-        end = time.monotonic() + _DUE_SLICE_S
-        ready: list[StoredOffset] = []
-        first_failures: dict[tuple[str, int], int] = {}
-        handled = 0
-        while not self.stopping and time.monotonic() < end:
-            held = self._shelf.take_due(_now_ms())
-            if held is None:
-                break
-            copy = held.record
-            outcome = yield from self._try_again(held)
-            consumer.settle(copy.topic, copy.partition, outcome)
-            handled += 1
-            self._last_message = time.monotonic()
-            if outcome in ("dead", "retried"):
-                first = first_failures.setdefault((copy.topic, copy.partition), copy.offset)
-                first_failures[copy.topic, copy.partition] = min(first, copy.offset)
-            offset = self._shelf.done(held)
-            if offset is not None:
-                ready.append(offset)
-        if handled:
-            if promises.made:
-                promises.add(ready, first_failures)
-                if promises.too_many:
-                    failure = yield from self._await_promises(_COPY_WAIT_S, all_of_them=False)
-                    if failure is not None:
-                        raise failure
-            else:
-                consumer.store(ready)
-            if self._raise_after_batch is not None:
-                raise self._raise_after_batch
-        self._bound_shelf()
-        self._shelf_used = bool(self._shelf) or self._shelf_paused
-        due_ms = self._shelf.next_due_ms
-        self.next_due_s = None if due_ms is None else max(0.0, (due_ms - _now_ms()) / 1000)
-
-    def _try_again(self, held: Held) -> Generator[Any, Any, str]:
-        """Handle a record whose time has come; the outcome that the ledger counts."""
-        attempt = held.attempt
-        record = attempt.record if attempt is not None else held.record
-        stage = "decode"
-        try:
-            if attempt is None:
-                raise UndecodableError("the record is not a copy that waits for another attempt: it lacks the headers")
-            call = self._call_for(attempt)
-            if call is None:
-                return "skipped"
-            stage = "handle"
-            self._again = record
-            result = yield Handle(call)
-            if isinstance(result, Outcome):
-                raise result
-        except Exception as error:
-            return self._on_failure(record, stage, error, attempt)
-        finally:
-            self._again = None
-        return "done"
-
-    def _call_for(self, attempt: Attempt) -> Callable[[], Any] | None:
-        """What handles an attempt's record, with its handlers that have failed; None: nobody any more."""
-        table, record = self.plan.table, attempt.record
-        if record.value is None:
-            name = (record.header("event_name") or b"").decode("utf-8", "replace")
-            route = table.bound.get(record.topic) or table.routes.get(name) or table.everything
-            tombstone = route.on_tombstone if route is not None else None
-            return None if tombstone is None else lambda: _checked(tombstone, tombstone(record))
-        route, value = table.resolve(record.value, record.topic, record.headers)
-        if route is None:
-            return None
-        if route.with_topic:
-            return lambda: _checked(route.call, route.call(value, topic=record.topic))
-        some = self.plan.some_handlers(route.name, attempt.handlers) if attempt.handlers else None
-        call = some or route.call
-        return lambda: _checked(call, call(value))
-
-    def _bound_shelf(self) -> None:
-        """Stop fetching the retry topic while the shelf is full. Late and seldom: pausing throws prefetch away."""
-        consumer = self.consumer
-        assert consumer is not None
-        if not self._shelf_paused and self._shelf.full:
-            consumer.pause(self._waiting_partitions())
-            self._shelf_paused = True
-        elif self._shelf_paused and self._shelf.has_room:
-            consumer.resume(self._waiting_partitions())
-            self._shelf_paused = False
-
-    def _waiting_partitions(self) -> list[tuple[str, int]]:
-        assert self.consumer is not None
-        return [key for key in self.consumer.assignment() if key[0] == self.plan.retry_topic]
-
-    def _drop_held(self, partitions: Iterable[tuple[str, int]]) -> None:
-        """Forget what is held of partitions that are given up: it comes again, here or elsewhere."""
-        for (topic, partition), count in self._shelf.drop(partitions).items():
-            if self.consumer is not None:
-                self.consumer.settle(topic, partition, "stale", count)
-
     # --- rebalance ---------------------------------------------------------------------------------------------------
 
     def _heed_notes(self) -> Steps:
@@ -562,7 +555,9 @@ class Session:
                 yield from self._assign(partitions)
             elif kind == "revoke":
                 logger.info("%s: %s", "lost" if detail else "revoked", _names(partitions))
+                gone = [entry[:2] for entry in partitions]
                 if not detail:
+                    yield from self._finish_running(time.monotonic() + self._close_timeout_s / 2, gone)
                     late = yield from self._await_promises(self._close_timeout_s, all_of_them=True)
                     if late is not None:
                         logger.warning("at revocation: %s", one_line(late, 1000))
@@ -570,10 +565,10 @@ class Session:
                         yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
                     except CommitError as error:
                         logger.warning("at revocation: %s", one_line(error, 1000))
-                gone = [entry[:2] for entry in partitions]
                 if self._promises is not None:
                     self._promises.drop(gone)
-                self._drop_held(gone)
+                if self._attempts is not None:
+                    self._attempts.drop(gone)
                 try:
                     consumer.unassign(partitions)
                 except KafkaError as error:
@@ -604,8 +599,27 @@ class Session:
                 _, high = yield Call(partial(consumer.watermarks, topic, partition, _OFFSET_QUERY_MS))
                 consumer.set_end(topic, partition, high)
         consumer.assign([(entry.topic, entry.partition, entry.offset) for entry in placed], manual=manual)
-        if self._shelf_paused:
-            consumer.pause(self._waiting_partitions())  # those that are new are not paused yet
+        if self._attempts is not None:
+            self._attempts.assigned()
+
+    def _finish_running(self, deadline: float, partitions: list[tuple[str, int]] | None = None) -> Steps:
+        """Let the workers finish what they have, of these partitions or all, and give up what they have not begun."""
+        flow = self.flow
+        if flow is None:
+            return
+        assert self._attempts is not None
+        if partitions is None:
+            flow.stop_starting()
+        flow.drop_waiting(None if partitions is None else set(partitions))
+        while time.monotonic() < deadline:
+            yield from self._settle_or_raise()
+            if self._attempts.used:
+                yield from self._try_again(self._attempts)
+            unfinished = flow.unfinished()
+            if not (flow.running if partitions is None else any(entry[:2] in partitions for entry in unfinished)):
+                break
+            yield Rest(min(0.1, max(0.0, deadline - time.monotonic())))
+        yield from self._settle_or_raise()
 
     def _start_again(self) -> Steps:
         """Assign partitions anew whose committed offset could not be had, so that librdkafka asks for it again."""
@@ -736,10 +750,11 @@ class Session:
         if quiet is not None:
             logger.warning(message + "%s", one_line(detail, 1000), f" ({quiet} more like this)" if quiet else "")
 
-    def _on_failure(self, record: Record, stage: str, error: Exception, attempt: Attempt | None = None) -> str:
+    def _on_failure(self, record: Record, stage: str, error: Exception, attempt: Attempt | None = None) -> Any:
         """A record has failed: submit its copy, say so; what became of it.
 
-        Called from the hot path, on the owner thread; with `attempt` for a record of the retry topic.
+        Called from the hot path, on the owner thread; with `attempt` for a record of the retry topic. For one that is
+        to be tried again in its place: in how many seconds, when it failed first, and what is to handle it then.
         """
         consumer, failures = self.consumer, self._failures
         assert consumer is not None
@@ -757,8 +772,12 @@ class Session:
         ends = verdict.flood or (error if self.plan.reraise_exceptions and raised else None)
         if ends is not None:
             self._raise_after_batch = ends
-            if attempt is None:
+            if attempt is None and self.flow is None:
                 consumer.end_batch()
+        if verdict.outcome == "held":
+            handlers = getattr(error, "failed_handlers", ())
+            some = self.plan.some_handlers(name, handlers) if name is not None and handlers else None
+            return verdict.delay_s, verdict.first_failure_ms, some
         return verdict.outcome
 
     def _name_of(self, record: Record) -> str | None:
@@ -804,15 +823,21 @@ class Session:
         if consumer is None or copies is None:
             return
         self.stop()
-        self._drop_held(self._shelf.partitions())
+        problem: BaseException | None = None
+        try:
+            yield from self._finish_running(self._stopped_at + self._close_timeout_s / 2)
+        except BaseException as error:
+            problem = error
+        yield DISMISS
+        if self._attempts is not None:
+            self._attempts.drop()
         now = time.monotonic()
         # A handler that took longer than that leaves a second for the commit of what it did.
         deadline = max(now + 1, self._stopped_at + self._close_timeout_s)
-        problem: KafkaError | None = None
         try:
-            problem = yield from self._settle(deadline - now)
+            problem = problem or (yield from self._settle(deadline - now))
         except DeliveryError as error:
-            problem = error
+            problem = problem or error
         problem = problem or (yield from self._await_promises(deadline - now, all_of_them=True))
         for kind, partitions, lost in consumer.take_notes():
             if kind == "revoke" and lost:
@@ -846,19 +871,8 @@ def set_token(client: Any, source: Any, config: str) -> None:
         client.set_token_failure(one_line(error))
 
 
-def _checked(call: Callable[..., Any], result: Any) -> Any:
-    """The awaitable of an async handler; else None, once check_done() has looked at the result."""
-    if isinstance(result, Awaitable):
-        return result
-    return check_done(call, result)
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)
-
-
-def _names(partitions: list[tuple[str, int, int]]) -> str:
-    return ", ".join(f"{topic} [{partition}]" for topic, partition, _ in partitions) or "nothing"
+def _names(partitions: Iterable[tuple[Any, ...]]) -> str:
+    return ", ".join(f"{topic} [{partition}]" for topic, partition, *_ in partitions) or "nothing"
 
 
 def _left_ms(deadline: float) -> int:

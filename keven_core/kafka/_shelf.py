@@ -46,6 +46,9 @@ class _Lane:
     def open_count(self) -> int:
         return len(self._open)
 
+    def is_open(self, offset: int) -> bool:
+        return offset in self._open
+
     def put(self, offset: int, leader_epoch: int) -> None:
         self._open.add(offset)
         heapq.heappush(self._ascending, offset)
@@ -126,6 +129,11 @@ class Shelf:
         if lane is None or offset is None:
             return None
         return record.topic, record.partition, offset, lane.leader_epoch
+
+    def is_open(self, held: Held) -> bool:
+        """Whether the record is not done yet and its partition was not given up."""
+        lane = self._lanes.get((held.record.topic, held.record.partition))
+        return lane is not None and lane.is_open(held.record.offset)
 
     def partitions(self) -> list[Partition]:
         """The partitions that something was held of."""

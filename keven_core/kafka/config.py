@@ -172,6 +172,22 @@ class Settings:
         high=3_600_000,
         effect="how often stored offsets are committed in the background; bounds what comes again after a crash",
     )
+    max_in_flight: int = _setting(
+        0,
+        "KEVEN_MAX_IN_FLIGHT",
+        unit="records",
+        low=0,
+        high=100_000,
+        effect="how many records a server handles at the same time; 0: one, or 100 where their order allows it",
+    )
+    workers: int = _setting(
+        0,
+        "KEVEN_WORKERS",
+        unit="threads",
+        low=0,
+        high=1000,
+        effect="threads for synchronous handlers; 0: the server's own, or up to 16 for several records in flight",
+    )
     close_timeout_ms: int = _setting(
         10_000,
         "KEVEN_CLOSE_TIMEOUT_MS",

@@ -103,13 +103,11 @@ class Attempt:
         record: the record as it first was: its topic, partition, offset, timestamp and own headers; `record.attempt`
             counts from 2 on.
         due_ms: when it is to be handled, milliseconds since the epoch.
-        first_failure_ms: when it failed for the first time.
         handlers: names of the handlers that are to run; empty: all.
     """
 
     record: Record
     due_ms: int
-    first_failure_ms: int
     handlers: tuple[str, ...]
 
 
@@ -141,6 +139,7 @@ def attempt_of(copy: Record) -> Attempt | None:
     from keven_core._native.message import Record
 
     said = {name: value or b"" for name, value in copy.headers if name.startswith(_OF_RETRIES)}
+    first = said.get(_FIRST_FAILURE)
     try:
         record = Record(
             said[_ORIGIN + "topic"].decode(),
@@ -152,6 +151,7 @@ def attempt_of(copy: Record) -> Attempt | None:
             timestamp_ms=_number(said[_ORIGIN + "timestamp"]),
             timestamp_type=_TIMESTAMP_TYPES.index(said[_ORIGIN + "timestamp-type"].decode()),
             attempt=_number(said[_ATTEMPTS]),
+            first_failure_ms=_number(first) if first else copy.timestamp_ms,
         )
         due_ms = int.from_bytes(said[_DUE], "big")
         handlers = said.get(_HANDLERS, b"").decode()
@@ -159,9 +159,7 @@ def attempt_of(copy: Record) -> Attempt | None:
         return None
     if not record.topic or record.attempt < 1:
         return None
-    first = said.get(_FIRST_FAILURE)
-    first_failure_ms = _number(first) if first else copy.timestamp_ms
-    return Attempt(record, due_ms, first_failure_ms, tuple(filter(None, handlers.split(","))))
+    return Attempt(record, due_ms, tuple(filter(None, handlers.split(","))))
 
 
 def _number(value: bytes) -> int:

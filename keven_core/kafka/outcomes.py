@@ -16,7 +16,7 @@ from datetime import timedelta
 
 from keven_core.kafka.errors import UsageError
 
-__all__ = ["DeadLetter", "Outcome", "Retry", "Skip"]
+__all__ = ["BatchError", "DeadLetter", "Outcome", "Retry", "Skip"]
 
 _LONGEST_S = 366 * 86400.0
 
@@ -60,3 +60,17 @@ class Skip(Outcome):
     def __init__(self, reason: str = "") -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+class BatchError(Exception):
+    """What a batch handler raises when it got stuck at one of its events.
+
+    Those before `index` (from 0) are done, that one has failed, and the others come again, as a batch of their own. To
+    be raised `from` the exception that says why: that one is then the event's failure.
+    """
+
+    def __init__(self, index: int, reason: str = "") -> None:
+        if isinstance(index, bool) or not isinstance(index, int):
+            raise UsageError(f"BatchError(index={index!r:.80}): the position of an event in its batch is allowed")
+        super().__init__(reason or f"event {index} of the batch")
+        self.index = index

@@ -30,6 +30,9 @@ class Handler:
         value_type: what a foreign topic's values are decoded into; bytes: not decoded.
         codec: "json" or "msgpack" for a foreign topic; None: told apart by the first byte.
         retry_policy: for records that it fails to handle; None: the event's, the topic's or the server's.
+        batch_size: it takes a list of up to so many events; 0: one event.
+        batch_wait_ms: how long the first of a list waits for others.
+        long_running: it needs so long that the server goes on polling meanwhile.
     """
 
     name: str
@@ -38,6 +41,9 @@ class Handler:
     value_type: Any = None
     codec: str | None = None
     retry_policy: RetryPolicy | None = None
+    batch_size: int = 0
+    batch_wait_ms: int = 0
+    long_running: bool = False
 
     @property
     def is_class(self) -> bool:

@@ -64,18 +64,22 @@ class Exponential:
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How often and when a failed record is tried again, through the server's retry topic: nothing waits for it.
+    """How often and when a failed record is tried again; through the server's retry topic, where nothing waits for it.
 
     Arguments:
         max_retries: tries after the first one.
         backoff: seconds before each retry; or a sequence of them, of which the last one is used again; or an
             Exponential.
         total_s: seconds from the first failure on after which no retry is due any more; None: no such limit.
+        in_place: True: no copy is made; the record waits in the server, and what has to be handled after it (the
+            partition, or with order="key" the records of its key) waits behind it. The count of tries starts anew after
+            a restart.
     """
 
     max_retries: int = 3
     backoff: float | Iterable[float] | Exponential = 30.0
     total_s: float | None = None
+    in_place: bool = False
 
     def __post_init__(self) -> None:
         """Raise ConfigurationError for what is not allowed."""
@@ -83,6 +87,8 @@ class RetryPolicy:
             raise ConfigurationError(f"RetryPolicy(max_retries={self.max_retries!r:.80}): 0 or more are allowed")
         if self.total_s is not None:
             _check_seconds("RetryPolicy(total_s)", self.total_s)
+        if not isinstance(self.in_place, bool):
+            raise ConfigurationError(f"RetryPolicy(in_place={self.in_place!r:.80}): True or False is allowed")
         if isinstance(self.backoff, Exponential):
             return
         if isinstance(self.backoff, Iterable) and not isinstance(self.backoff, (str, bytes)):
@@ -184,6 +190,20 @@ class Policies:
     def __bool__(self) -> bool:
         """Whether any record may be retried."""
         return bool(self._default or self._by_topic or self._by_name)
+
+    @property
+    def any_in_place(self) -> bool:
+        """Whether a policy has records wait in the server."""
+        return any(policy.in_place for policy in self._all())
+
+    @property
+    def any_by_topic(self) -> bool:
+        """Whether a policy has copies wait in the retry topic."""
+        return any(not policy.in_place for policy in self._all())
+
+    def _all(self) -> list[RetryPolicy]:
+        named = [policy for policies in self._by_name.values() for _, policy in policies]
+        return [*named, *self._by_topic.values(), *([self._default] if self._default is not None else [])]
 
     def of(self, name: str | None, topic: str, handlers: Iterable[str]) -> RetryPolicy | None:
         """The policy for a record of an event (None: unknown) and topic, of which these handlers failed; empty: all."""

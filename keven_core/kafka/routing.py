@@ -6,117 +6,24 @@ into one call, so the hot path knows nothing of them.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import inspect
 from collections.abc import Awaitable, Callable, Container, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from keven_core.kafka._drivers import finished
+from keven_core.kafka._batches import BatchPart, compose_batch, one_of_a_batch
+from keven_core.kafka._calls import Verdict, as_unary, is_async, run_now, run_or_await
 from keven_core.kafka.envelope import json_event_name, msgpack_event_name
-from keven_core.kafka.errors import RegistrationError, UsageError
+from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.events.event import Event, decoders_of, generic_decoders
-from keven_core.kafka.outcomes import Outcome, Skip
 from keven_core.kafka.registry import Handler, HandlerRegistry
 from keven_core.kafka.topics import event_topic, folded
 
 if TYPE_CHECKING:
     from keven_core._native.dispatch import DispatchTable, Route
 
-__all__ = ["as_unary", "build_table", "compose", "event_decoders", "handlers_call", "is_async", "runners_table"]
+__all__ = ["build_table", "compose", "event_decoders", "handlers_call", "runners_table"]
 
 Call = Callable[[Any], Any]
-
-
-def is_async(call: Callable[..., Any]) -> bool:
-    """Whether calling it gives a coroutine, also for objects with an async `__call__` and partials."""
-    while isinstance(call, functools.partial):
-        call = call.func
-    by_class = getattr(type(call), "__call__", None)  # noqa: B004  # not to tell whether it can be called
-    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(by_class)
-
-
-def as_unary(hook: Callable[..., Any]) -> Call:
-    """`hook` as a function of the event, for hooks that take no argument; async if the hook is."""
-    try:
-        inspect.signature(hook).bind(None)
-    except ValueError:  # a builtin without a signature
-        return hook
-    except TypeError:
-        if not is_async(hook):
-            return lambda event: hook()
-
-        async def call_without_event(event: Any) -> None:
-            await hook()
-
-        return call_without_event
-    return hook
-
-
-def check_done(call: Call, result: Any) -> None:
-    """Raise a result that is an outcome; refuse one that is work which has only been prepared, as the hot path does."""
-    if result is None:
-        return
-    if isinstance(result, Outcome):
-        raise result
-    generator = hasattr(result, "__next__") or hasattr(result, "__anext__")
-    if not generator and not isinstance(result, Awaitable):
-        return
-    if hasattr(result, "close"):
-        result.close()
-    advice = "it has a `yield`, so calling it runs nothing" if generator else "declare it `async def`"
-    name = getattr(call, "__qualname__", repr(call))
-    raise UsageError(f"{name} returned {type(result).__name__} instead of doing its work: {advice}")
-
-
-def _run_now(call: Call, event: Any) -> None:
-    """Run a synchronous part of a composed call."""
-    check_done(call, call(event))
-
-
-async def _run_or_await(call: Call, event: Any) -> None:
-    """Run a part of a composed call that may be async."""
-    result = call(event)
-    if not isinstance(result, Awaitable):
-        check_done(call, result)
-        return
-    result = await finished(result)
-    if isinstance(result, Outcome):
-        raise result
-
-
-class _Verdict:
-    """What becomes of a record that several handlers and hooks have a say in: the first failure counts.
-
-    The failure names the handlers that failed, for they alone run again. A record is skipped when all of its handlers
-    skip it.
-    """
-
-    def __init__(self, handlers: int) -> None:
-        self._handlers = handlers
-        self._failure: Exception | None = None
-        self._failed: list[str] = []
-        self._skips: list[Skip] = []
-
-    def handler_failed(self, name: str, error: Exception) -> None:
-        if isinstance(error, Skip):
-            self._skips.append(error)
-            return
-        self._failure = self._failure or error
-        self._failed.append(name)
-
-    def hook_failed(self, error: Exception) -> None:
-        self._failure = self._failure or error
-
-    def give(self) -> None:
-        if self._failure is not None:
-            if self._failed:
-                with contextlib.suppress(AttributeError, TypeError):  # an exception with slots: then all run again
-                    # The service's exception: it carries the names to Failures.decide().
-                    self._failure.failed_handlers = tuple(self._failed)  # type: ignore[attr-defined]
-            raise self._failure
-        if self._skips and len(self._skips) == self._handlers:
-            raise self._skips[0]
 
 
 def compose(calls: list[Call], pre: list[Call], post: list[Call], names: list[str] | None = None) -> Call:
@@ -133,21 +40,21 @@ def compose(calls: list[Call], pre: list[Call], post: list[Call], names: list[st
         return _compose_async(named, pre, post)
 
     def call_all(event: Any) -> None:
-        verdict = _Verdict(len(named))
+        verdict = Verdict(len(named))
         try:
             for hook in pre:
-                _run_now(hook, event)
+                run_now(hook, event)
         except Exception as error:
             verdict.hook_failed(error)
         else:
             for name, call in named:
                 try:
-                    _run_now(call, event)
+                    run_now(call, event)
                 except Exception as error:
                     verdict.handler_failed(name, error)
         for hook in post:
             try:
-                _run_now(hook, event)
+                run_now(hook, event)
             except Exception as error:
                 verdict.hook_failed(error)
         verdict.give()
@@ -157,21 +64,21 @@ def compose(calls: list[Call], pre: list[Call], post: list[Call], names: list[st
 
 def _compose_async(named: list[tuple[str, Call]], pre: list[Call], post: list[Call]) -> Call:
     async def call_all(event: Any) -> None:
-        verdict = _Verdict(len(named))
+        verdict = Verdict(len(named))
         try:
             for hook in pre:
-                await _run_or_await(hook, event)
+                await run_or_await(hook, event)
         except Exception as error:
             verdict.hook_failed(error)
         else:
             for name, call in named:
                 try:
-                    await _run_or_await(call, event)
+                    await run_or_await(call, event)
                 except Exception as error:
                     verdict.handler_failed(name, error)
         for hook in post:
             try:
-                await _run_or_await(hook, event)
+                await run_or_await(hook, event)
             except Exception as error:
                 verdict.hook_failed(error)
         verdict.give()
@@ -179,34 +86,58 @@ def _compose_async(named: list[tuple[str, Call]], pre: list[Call], post: list[Ca
     return call_all
 
 
-def _calls_of(
-    registry: HandlerRegistry, handlers: Iterable[Handler], base: Any
-) -> tuple[list[Call], list[Call], list[Call], list[str]]:
-    """Handlers as calls, with the hooks of `base` and of each handler class, each once, and the handlers' names."""
-    handlers = list(handlers)
-    calls: list[Call] = []
+@dataclass(frozen=True)
+class _Composed:
+    """One call for all handlers of an event; with a `batch_size` it takes a list of events."""
+
+    call: Call
+    batch_size: int = 0
+    batch_wait_ms: int = 0
+
+    def options(self) -> dict[str, Any]:
+        """What a Route is to know of it."""
+        return {
+            "is_async": is_async(self.call),
+            "batch_size": self.batch_size,
+            "batch_wait_ms": self.batch_wait_ms,
+        }
+
+
+def _composed(registry: HandlerRegistry, handlers: list[Handler], base: Any) -> _Composed:
+    """Handlers in one call, with the hooks of `base` and of each handler class, each once."""
+    parts: list[BatchPart] = []
     pre: list[Call] = list(base.hooks("_pre_hooks"))
     post: list[Call] = list(base.hooks("_post_hooks"))
     for handler in handlers:
-        instance = registry.instance_of(handler)
-        if not handler.is_class:
-            calls.append(instance)
-            continue
-        calls.append(getattr(instance, type(handler.target).handle_method))
-        pre += [hook for hook in handler.target.hooks("_pre_hooks") if hook not in pre]
-        post += [hook for hook in handler.target.hooks("_post_hooks") if hook not in post]
-    names = [handler.qualified_name for handler in handlers]
-    return calls, [as_unary(hook) for hook in pre], [as_unary(hook) for hook in post], names
+        call = instance = registry.instance_of(handler)
+        if handler.is_class:
+            meta = type(handler.target)
+            call = getattr(instance, meta.batch_method if handler.batch_size else meta.handle_method)
+            pre += [hook for hook in handler.target.hooks("_pre_hooks") if hook not in pre]
+            post += [hook for hook in handler.target.hooks("_post_hooks") if hook not in post]
+        parts.append(BatchPart(handler.qualified_name, call, handler.batch_size > 0))
+    pre, post = [as_unary(hook) for hook in pre], [as_unary(hook) for hook in post]
+    batches = [handler for handler in handlers if handler.batch_size]
+    if not batches:
+        return _Composed(compose([part.call for part in parts], pre, post, [part.name for part in parts]))
+    return _Composed(
+        compose_batch(parts, pre, post),
+        min(handler.batch_size for handler in batches),
+        min(handler.batch_wait_ms for handler in batches),
+    )
 
 
 def handlers_call(
     registry: HandlerRegistry, base: Any, name: str, *, foreign: bool = False, only: Container[str] | None = None
 ) -> Call | None:
-    """The composed call of an event's or foreign topic's handlers, None if it has none; `only`: of those so named."""
+    """The call of an event's or foreign topic's handlers for one event; None: none. `only`: of those so named."""
     handlers = registry.handlers_of(name, foreign=foreign)
     if only is not None:
         handlers = [handler for handler in handlers if handler.qualified_name in only]
-    return compose(*_calls_of(registry, handlers, base)) if handlers else None
+    if not handlers:
+        return None
+    composed = _composed(registry, handlers, base)
+    return one_of_a_batch(composed.call) if composed.batch_size else composed.call
 
 
 def _tombstone_call(registry: HandlerRegistry, handlers: list[Handler]) -> Call | None:
@@ -269,16 +200,17 @@ def build_table(
         wanted = list(dict.fromkeys([*wanted, *Event.classes]))
     for name in wanted:
         handlers = registry.handlers_of(name)
-        call = handler if handler is not None else handlers_call(registry, base, name)
-        if call is None:
+        if handler is None and not handlers:
             continue
+        composed = _composed(registry, handlers, base) if handler is None else _Composed(handler)
         tombstone = _tombstone_call(registry, handlers) if handler is None else None
         decode_json, decode_msgpack = event_decoders(name, bound=False)
         shared: dict[str, Any] = {
-            "is_async": is_async(call),
             "on_tombstone": tombstone,
             "tombstone_is_async": tombstone is not None and is_async(tombstone),
+            **composed.options(),
         }
+        call = composed.call
         routes.append(Route(name, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared))
         decode_json, decode_msgpack = event_decoders(name, bound=True)
         bound[event_topic(name)] = Route(name, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared)
@@ -324,12 +256,13 @@ def _foreign_route(registry: HandlerRegistry, base: Any, topic: str) -> Route:
                 f"{first.qualified_name} and {other.qualified_name} read topic {topic!r} as different types: "
                 f"handlers of one topic share value_type and codec"
             )
-    call = compose(*_calls_of(registry, handlers, base))
+    composed = _composed(registry, handlers, base)
+    call = composed.call
     tombstone = _tombstone_call(registry, handlers)
     shared: dict[str, Any] = {
-        "is_async": is_async(call),
         "on_tombstone": tombstone,
         "tombstone_is_async": tombstone is not None and is_async(tombstone),
+        **composed.options(),
     }
     if first.value_type is bytes:
         return Route(topic, call, raw=True, **shared)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from keven_core.kafka import record as record_module
+from keven_core.kafka._batches import one_of_a_batch
+from keven_core.kafka._calls import check_done
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.envelope import key_of
 from keven_core.kafka.errors import UndecodableError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.outcomes import Retry, Skip
-from keven_core.kafka.routing import build_table, check_done
+from keven_core.kafka.routing import build_table
 from keven_core.kafka.topics import event_topic
 
 __all__ = ["DispatchResult", "PublishedMessage", "dispatch"]
@@ -101,10 +103,11 @@ def _run(value: bytes, topic: str, headers: Any) -> tuple[str, Exception | None]
     if route is None:
         return "skipped", None
     try:
-        result = route.call(decoded)
+        call = one_of_a_batch(route.call) if route.batch_size else route.call
+        result = call(decoded)
         if route.is_async:
             result = asyncio.run(_wait_for(result))
-        check_done(route.call, result)
+        check_done(call, result)
     except Skip as skip:
         return "skipped", skip
     except Retry as retry:

@@ -431,7 +431,7 @@ def test_kafkas_own_dialect(embedded_kafka: Any) -> None:
 @MODES
 def test_more_waits_than_may_be_held(embedded_kafka: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The retry topic is paused while the shelf is full, and read on afterwards: nothing is lost or handled twice."""
-    monkeypatch.setattr("keven_core.kafka._session._SHELF_BYTES", 20_000)
+    monkeypatch.setattr("keven_core.kafka._attempts._SHELF_BYTES", 20_000)
     seen: list[int] = []
     most_held = 0
 
@@ -439,7 +439,7 @@ def test_more_waits_than_may_be_held(embedded_kafka: Any, mode: str, monkeypatch
         nonlocal most_held
         if current_record().attempt == 1:
             return Retry(after=0.3)
-        most_held = max(most_held, len(running.server._session._shelf))
+        most_held = max(most_held, len(running.server._session._attempts._shelf))
         seen.append(event.number)
         return None
 

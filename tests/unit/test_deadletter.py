@@ -197,7 +197,7 @@ def test_a_handler_sees_the_record_as_it_was(handlers: tuple[str, ...], kind: in
     for number in range(2, 5):
         found = attempt_of(_waiting(record, _caused(), handlers))
         assert found is not None
-        assert (found.due_ms, found.first_failure_ms) == (1_700_000_030_000, 1_700_000_000_500)
+        assert (found.due_ms, found.record.first_failure_ms) == (1_700_000_030_000, 1_700_000_000_500)
         assert found.handlers == handlers
         again = found.record
         assert again.attempt == number

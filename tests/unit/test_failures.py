@@ -117,7 +117,8 @@ def test_the_budget_counts_from_the_first_failure() -> None:
     failures, copies = failures_of(Policies(RetryPolicy(99, 40, total_s=100)), now_ms=lambda: now[0])
     attempt, outcomes = None, []
     for _ in range(3):
-        outcomes.append(decide(failures, ShopError("no"), attempt=attempt).outcome)
+        record = attempt.record if attempt is not None else None
+        outcomes.append(decide(failures, ShopError("no"), record, attempt=attempt).outcome)
         attempt = attempt_of(Record(WAITING, 0, 1, value=b"{}", headers=copies.sent[-1].headers.items()))
         now[0] += 40_000
     assert outcomes == ["retried", "retried", "dead"]

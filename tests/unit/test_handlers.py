@@ -11,13 +11,14 @@ from unittest.mock import MagicMock, Mock
 import msgspec
 import pytest
 
+from keven_core.kafka._calls import as_unary, is_async
 from keven_core.kafka.abstracts.event_handler import EventHandler, EventHandlerMeta, event_handler
 from keven_core.kafka.abstracts.metaclass.base_handler_meta import BaseHandlerMeta
 from keven_core.kafka.errors import ConfigurationError, RegistrationError, UsageError
 from keven_core.kafka.events.event import Event, EventNames, GenericEvent
 from keven_core.kafka.record import current_record
 from keven_core.kafka.registry import HandlerRegistry
-from keven_core.kafka.routing import as_unary, build_table, compose, is_async, runners_table
+from keven_core.kafka.routing import build_table, compose, runners_table
 from keven_core.testing import dispatch
 
 pytestmark = pytest.mark.usefixtures("handler_registry")

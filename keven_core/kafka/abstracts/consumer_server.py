@@ -11,19 +11,26 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from keven_core.kafka._calls import is_async
 from keven_core.kafka._drivers import run_async, run_sync
-from keven_core.kafka._session import Plan, Session, StartPosition, TopicPartition
+from keven_core.kafka._session import FlowPlan, Order, Plan, Session, StartPosition, TopicPartition
 from keven_core.kafka.config import DEFAULT_ADDRESS, Settings
 from keven_core.kafka.errors import ClosedError, ConfigurationError, UsageError
 from keven_core.kafka.retry import Policies, RetryPolicy, detail_policies
-from keven_core.kafka.routing import is_async, runners_table
+from keven_core.kafka.routing import runners_table
 from keven_core.kafka.topics import check_topic, dead_letter_topic, retry_topic
+
+if TYPE_CHECKING:
+    from keven_core._native.dispatch import DispatchTable
 
 __all__ = ["KafkaConsumerServer", "PrintRunner", "Runner", "TopicPartition"]
 
 logger = logging.getLogger("keven_core.kafka")
+
+# Of a server whose handlers are synchronous, unless it is told how many.
+_MOST_THREADS = 16
 
 
 class Runner(ABC):
@@ -74,9 +81,18 @@ class KafkaConsumerServer:
         start: where to start the first time a partition is assigned: "stored" (the committed offset), "earliest",
             "latest", an aware datetime, or a mapping of (topic, partition) to offset.
         until_end: end the run when everything that was there at its start has been handled.
+        order: what is handled one after the other: the records of a "partition"; those of a "key" in a partition
+            (records without one: in no order); "none": nothing is.
+        max_in_flight: how many records may be handled at the same time; None: KEVEN_MAX_IN_FLIGHT, or as many as the
+            workers; else one, with order="key" or "none" 100. With async handlers that is the number of worker tasks.
+        workers: threads for synchronous handlers; None: KEVEN_WORKERS, or none while max_in_flight is one and up to 16
+            else. Without any they run in the server's own thread, one after the other.
         use_group: False: read all partitions of the topics without joining a group; nothing is committed.
         on_start, on_stop: functions without arguments, sync or async, called before the first message and after the
             last; on_stop also when the run failed.
+
+    However many are in flight, an offset is committed only when all records before it are done. While handlers run in
+    workers the server goes on polling, so that they may take as long as they like.
 
     Retries hold nothing up: the record's copy waits in `kafka_server.<client_id>.retry`, the records behind it are
     handled meanwhile. See keven_core.kafka.retry for policies, keven_core.kafka.outcomes for what handlers can ask for.
@@ -112,6 +128,9 @@ class KafkaConsumerServer:
         start: StartPosition = "stored",
         until_end: bool = False,
         use_group: bool = True,
+        order: Order = "partition",
+        max_in_flight: int | None = None,
+        workers: int | None = None,
         on_start: Callable[[], Any] | Iterable[Callable[[], Any]] = (),
         on_stop: Callable[[], Any] | Iterable[Callable[[], Any]] = (),
     ) -> None:
@@ -145,6 +164,11 @@ class KafkaConsumerServer:
         self.start_position = _check_start(start)
         self.until_end = until_end
         self.use_group = use_group
+        if order not in ("partition", "key", "none"):
+            raise ConfigurationError(f"order={order!r:.80}: 'partition', 'key' or 'none' is allowed")
+        self.order: Order = order
+        self.max_in_flight = _check_number("max_in_flight", max_in_flight, 1, 100_000)
+        self.workers = _check_number("workers", workers, 0, 1000)
         self.on_start = _hooks(on_start)
         self.on_stop = _hooks(on_stop)
         # Default topics, which are created when missing; launchers add theirs.
@@ -170,18 +194,20 @@ class KafkaConsumerServer:
         settings = self.settings if self.settings is not None else Settings.from_env()
         policies = self._policies()
         waiting = retry_topic(self.client_id)
+        table = self._table(settings)
         return Plan(
             settings=settings,
             address=settings.address(self.bootstrap_servers, honor_env=self.honor_env),
-            topics=[*self.topics, waiting] if policies else self.topics,
+            topics=[*self.topics, waiting] if policies.any_by_topic else self.topics,
             optional_topics=self.optional_topics,
             client_id=self.client_id,
             group_id=self.group_id,
-            table=self._table(settings),
+            table=table,
             dead_letter_topic=dead_letter_topic(self.client_id),
             retry_topic=waiting,
             policies=policies,
             some_handlers=self._some_handlers,
+            flow=self._flow_plan(settings, table, policies),
             use_group=self.use_group,
             start=self.start_position,
             until_end=self.until_end,
@@ -212,6 +238,27 @@ class KafkaConsumerServer:
             )
             return Policies()
         return policies
+
+    def _flow_plan(self, settings: Settings, table: DispatchTable, policies: Policies) -> FlowPlan | None:
+        """How several records are handled at once; None: they are not, and nothing else needs it."""
+        runner = self._routing_runner()
+        everything = [table.everything, table.unnamed]
+        routes = [*table.routes.values(), *table.bound.values(), *(route for route in everything if route is not None)]
+        largest_batch = max((route.batch_size for route in routes), default=0)
+        threads = settings.workers if self.workers is None else self.workers
+        if threads == 0 and runner is not None and hasattr(runner, "blocks_long") and runner.blocks_long():
+            threads = 1
+        in_flight = settings.max_in_flight if self.max_in_flight is None else self.max_in_flight
+        if in_flight == 0:
+            in_flight = threads or (1 if self.order == "partition" else 100)
+        if in_flight == 1 and threads == 0 and not largest_batch and not policies.any_in_place:
+            return None
+        window = max(2000, 4 * in_flight, 4 * largest_batch)
+        if self.needs_loop():
+            return FlowPlan(self.order, tasks=in_flight, threads=threads, window=window)
+        if threads == 0 and in_flight > 1:
+            threads = _MOST_THREADS
+        return FlowPlan(self.order, tasks=0, threads=min(threads, in_flight), window=window)
 
     def _some_handlers(self, name: str, handlers: tuple[str, ...]) -> Callable[[Any], Any] | None:
         runner = self._routing_runner()
@@ -381,12 +428,12 @@ class KafkaConsumerServer:
     def pause(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Stop fetching (topic, partition) pairs. From any thread; takes effect after the batch in hand."""
         session, wanted = self._running(), list(partitions)
-        session.post(lambda: session.consumer.pause(wanted))  # type: ignore[union-attr]
+        session.post(lambda: session.pause(wanted))
 
     def resume(self, partitions: Iterable[tuple[str, int]]) -> None:
         """Fetch paused (topic, partition) pairs again. From any thread."""
         session, wanted = self._running(), list(partitions)
-        session.post(lambda: session.consumer.resume(wanted))  # type: ignore[union-attr]
+        session.post(lambda: session.resume(wanted))
 
     def seek(self, topic: str, partition: int, offset: int) -> None:
         """Go on at another offset of a partition that is assigned. From any thread but from within a handler."""
@@ -441,6 +488,12 @@ class SignalStop:
 
 def _hooks(given: Callable[[], Any] | Iterable[Callable[[], Any]]) -> list[Callable[[], Any]]:
     return [given] if callable(given) else list(given)
+
+
+def _check_number(name: str, value: int | None, low: int, high: int) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high):
+        raise ConfigurationError(f"{name}={value!r:.80}: {low} to {high}, or None, is allowed")
+    return value
 
 
 def _check_start(start: StartPosition) -> StartPosition:

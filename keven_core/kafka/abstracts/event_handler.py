@@ -15,14 +15,15 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
+from keven_core.kafka._calls import as_unary
 from keven_core.kafka.abstracts.metaclass.base_handler_meta import EVENT_REGISTRY, BaseHandlerMeta, register_handler
 from keven_core.kafka.envelope import name_of
 from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.registry import HandlerRegistry
 from keven_core.kafka.retry import RetryPolicy
-from keven_core.kafka.routing import as_unary, compose, handlers_call
+from keven_core.kafka.routing import compose, handlers_call
 
-__all__ = ["EventHandler", "EventHandlerMeta", "event_handler"]
+__all__ = ["EventHandler", "EventHandlerMeta", "LongRunningEventHandler", "event_handler"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -45,6 +46,14 @@ class EventHandler(metaclass=EventHandlerMeta):
         codec: for a foreign topic: "json" or "msgpack"; None tells them apart by the first byte.
         retry_policy: a RetryPolicy for records that it fails to handle; None: see keven_core.kafka.retry.
         auto_register: False in a class body keeps that class out of the registry (for base classes).
+        batch_size: for a handler of lists: how many events at most; 500 by default.
+        batch_wait_ms: for a handler of lists: how long, in milliseconds, its first event waits for others; 100 by
+            default.
+
+    A class that defines `handle_batch(self, events)` instead of handle_event gets lists: in the order of their
+    partitions, one list after the other (with order="none" several at once). It may be async. It returns None when all
+    are done, or a list with None, an outcome or an exception for each event; it may raise BatchError(index), or
+    anything else: then all have failed.
 
     A class that also defines `handle_tombstone(self, record)` gets the records that have no value; else those are
     skipped and counted. `keven_core.kafka.record.current_record()` gives key, headers, timestamp and position.
@@ -56,6 +65,9 @@ class EventHandler(metaclass=EventHandlerMeta):
     codec: ClassVar[str | None] = None
     retry_policy: ClassVar[RetryPolicy | None] = None
     auto_register: ClassVar[bool] = True
+    batch_size: ClassVar[int] = 500
+    batch_wait_ms: ClassVar[int] = 100
+    long_running: ClassVar[bool] = False
     _pre_hooks: ClassVar[list[Callable[..., Any]]] = []
     _post_hooks: ClassVar[list[Callable[..., Any]]] = []
 
@@ -147,6 +159,30 @@ class EventHandler(metaclass=EventHandlerMeta):
         return type(cls).registry
 
 
+class LongRunningEventHandler(EventHandler):
+    """Base of handlers that need so long for an event that the server has to poll meanwhile.
+
+    A synchronous one runs in a worker thread, so that the server keeps its place in the group however long it takes.
+    """
+
+    auto_register = False
+    long_running = True
+
+    @abstractmethod
+    def long_running_handle_event(self, event: Any) -> Any:
+        """Handle one event; as handle_event() otherwise, but for the thread."""
+
+    def handle_event(self, event: Any) -> Any:
+        """The same as long_running_handle_event()."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Make handle_event() the same method, so that it is async if that is."""
+        super().__init_subclass__(**options)
+        own = vars(cls).get("long_running_handle_event")
+        if own is not None:
+            cls.handle_event = own  # type: ignore[method-assign]
+
+
 def event_handler(
     event_name: object = None,
     *,
@@ -154,10 +190,12 @@ def event_handler(
     value_type: Any = None,
     codec: str | None = None,
     retry_policy: RetryPolicy | None = None,
+    batch_size: int | None = None,
+    batch_wait_ms: int = 100,
 ) -> Callable[[Function], Function]:
     """Register the decorated function, plain or async, for an event or a foreign topic; it stays callable as it is.
 
-    Arguments and errors as the class attributes of EventHandler.
+    Arguments and errors as the class attributes of EventHandler; with a `batch_size` it takes lists.
     """
     if (event_name is None) == (topic is None):
         raise RegistrationError("@event_handler takes an event name or topic=..., and not both")
@@ -173,6 +211,8 @@ def event_handler(
             value_type=value_type,
             codec=codec,
             retry_policy=retry_policy,
+            batch_size=batch_size,
+            batch_wait_ms=batch_wait_ms,
         )
         return func
 

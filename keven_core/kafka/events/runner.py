@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from keven_core.kafka._batches import one_of_a_batch
+from keven_core.kafka._calls import is_async
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.config import Settings
 from keven_core.kafka.envelope import name_of
@@ -69,6 +71,15 @@ class EventRunner:
                 found.setdefault(name, []).append(("", policy))
         return found
 
+    def blocks_long(self) -> bool:
+        """Whether a synchronous handler needs a thread of its own, so that the server can go on polling."""
+        if self._own_handler() is not None:
+            return False
+        return any(
+            handler.long_running and not is_async(self.registry.instance_of(handler).handle_event)
+            for handler in self.registry.handlers()
+        )
+
     def some_handlers(self, name: str, handlers: tuple[str, ...]) -> Callable[[Any], Any] | None:
         """What calls only these of the registered handlers of an event or foreign topic; None: there are none."""
         if self._own_handler() is not None:
@@ -97,4 +108,5 @@ class EventRunner:
         route, event = self._table.resolve(message, topic)
         if route is None:
             return None
-        return route.call(event)
+        call = one_of_a_batch(route.call) if route.batch_size else route.call
+        return call(event)

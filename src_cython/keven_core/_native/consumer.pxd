@@ -10,6 +10,10 @@ from keven_core._native.returns cimport Batch, Returns
 from rdkafka cimport *
 
 
+cdef object result_error(str name, object result)
+cdef object take_exception()
+
+
 cdef class Consumer(Membership):
     cdef rd_kafka_queue_t *queue
     cdef Returns *returns       # owned by the handle
@@ -24,6 +28,7 @@ cdef class Consumer(Membership):
     cdef Payload window         # shows the value of the record in hand to its decoder
     cdef Payload payload        # the value of the record in hand, when what was decoded keeps views of it
     cdef object base_context
+    cdef readonly object flow   # the Flow that takes the batches over; None: they are handled here
     cdef object context
     cdef bint store_offsets
     cdef bint in_task
@@ -51,6 +56,10 @@ cdef class Consumer(Membership):
     cdef void *_identify(self, Account *account, rd_kafka_message_t *message, bint named) except? NULL
     cdef bint _acceptable(self, Account *account, rd_kafka_message_t *message) except -1
     cdef PyObject *_decode_failed(self, Account *account, rd_kafka_message_t *message, void **found) except? NULL
+    cdef object _find_route(self, rd_kafka_message_t *message, bint named, void **found)
+    cdef object _decode_otherwise(self, Account *account, rd_kafka_message_t *message, object error, void **found,
+                                  PyObject **value)
+    cdef void *_tombstone_route(self, Account *account, rd_kafka_message_t *message) noexcept
     cdef bint _plain_result(self, Account *account, rd_kafka_message_t *message, Route route,
                             object result) except -1
     cdef object _tombstone(self, Account *account, rd_kafka_message_t *message)

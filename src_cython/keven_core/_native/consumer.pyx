@@ -16,6 +16,10 @@ from libc.stdint cimport int64_t, uint8_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memmove, strcmp
 
+from keven_core._native.calls cimport (
+    Py_REFCNT, PyBytes_FromStringAndSize_raw, PyContext_Enter, PyContext_Exit, PyErr_Fetch, PyErr_NormalizeException,
+    PyErr_SetObject, PyException_SetTraceback, keven_call, keven_now_ms, keven_prefetch
+)
 from keven_core._native.context cimport context_changed
 from keven_core._native.dispatch cimport DispatchTable, Route
 from keven_core._native.handle cimport error_of, error_of_object, free_partition_list, new_conf
@@ -33,55 +37,6 @@ import warnings
 
 from keven_core.kafka import errors
 from keven_core.kafka.outcomes import Outcome
-
-cdef extern from "Python.h":
-    Py_ssize_t Py_REFCNT(PyObject *value)
-    PyObject *PyBytes_FromStringAndSize_raw "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size)
-    void PyErr_Fetch(PyObject **type, PyObject **value, PyObject **traceback)
-    void PyErr_NormalizeException(PyObject **type, PyObject **value, PyObject **traceback)
-    void PyErr_SetObject(object type, object value)
-    int PyException_SetTraceback(PyObject *value, PyObject *traceback)
-    int PyContext_Enter(object context) except -1
-    int PyContext_Exit(object context) except -1
-
-cdef extern from *:
-    """
-    #include <time.h>
-
-    #define keven_prefetch(p) __builtin_prefetch((p), 0, 3)
-
-    static inline int64_t keven_now_ms(void) {
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-    }
-
-    #define KEVEN_CONVENTION (METH_VARARGS | METH_FASTCALL | METH_NOARGS | METH_O | METH_KEYWORDS | METH_METHOD)
-    typedef PyObject *(*keven_fastcall)(PyObject *, PyObject *const *, Py_ssize_t);
-
-    /* callable(arg) without the detours that PyObject_CallOneArg takes to it: a bound method's function is called with
-       its self (the handler), a C method by its pointer (the decoder). Anything else goes the usual way. */
-    static inline PyObject *keven_call(PyObject *callable, PyObject *arg) {
-        PyObject *args[3] = {NULL, NULL, arg};
-        if (PyMethod_Check(callable)) {
-            PyObject *function = PyMethod_GET_FUNCTION(callable);
-            vectorcallfunc call = PyVectorcall_Function(function);
-            if (call != NULL) {
-                args[1] = PyMethod_GET_SELF(callable);
-                return call(function, args + 1, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-            }
-        } else if (PyCFunction_CheckExact(callable)
-                   && (PyCFunction_GET_FLAGS(callable) & KEVEN_CONVENTION) == METH_FASTCALL) {
-            keven_fastcall call = (keven_fastcall)(void (*)(void))PyCFunction_GET_FUNCTION(callable);
-            return call(PyCFunction_GET_SELF(callable), args + 2, 1);
-        }
-        return PyObject_CallOneArg(callable, arg);
-    }
-    """
-    void keven_prefetch(const void *p) nogil
-    int64_t keven_now_ms() nogil
-    PyObject *keven_call(PyObject *callable, PyObject *arg)
-
 
 cdef enum:
     # Shorter values are copied when what is decoded keeps views of them: a view pins its whole fetch response (1 MB).
@@ -144,7 +99,21 @@ cdef void _restore_exception(object error) noexcept:
     PyErr_SetObject(type(error), error)
 
 
-cdef object _take_exception():
+cdef object result_error(str name, object result):
+    """What is wrong with the result of a synchronous handler: it is an outcome, or work that is only prepared."""
+    cdef bint generator = hasattr(result, "__next__") or hasattr(result, "__anext__")
+    if isinstance(result, Outcome):
+        return result
+    if not generator and not hasattr(result, "__await__"):
+        return None
+    if hasattr(result, "close"):
+        result.close()
+    advice = "it has a `yield`, so calling it runs nothing" if generator else "declare it `async def`"
+    return errors.UsageError(
+        f"the handler of {name} returned {type(result).__name__} instead of doing its work: {advice}")
+
+
+cdef object take_exception():
     """The exception that is set, normalized and cleared, with its traceback."""
     cdef PyObject *type = NULL
     cdef PyObject *value = NULL
@@ -518,7 +487,7 @@ cdef class Consumer(Membership):
                 result = keven_call(<PyObject *>route.call, value)
             Py_DECREF(<object>value)
             if result == NULL:
-                error = _take_exception()
+                error = take_exception()
                 self._failed(account, message, "handle", error)
             elif route.is_async:
                 pending = <object>result
@@ -571,19 +540,30 @@ cdef class Consumer(Membership):
 
     cdef void *_identify(self, Account *account, rd_kafka_message_t *message, bint named) except? NULL:
         """The slow way to a Route, for what peek() could not decide; NULL: the record has been accounted for."""
-        cdef Route route
+        cdef void *found = NULL
+        error = self._find_route(message, named, &found)
+        if error is not None:
+            self._failed(account, message, "decode", error)
+        elif found == NULL:
+            account.skipped += 1
+            self._advance(account, message)
+        return found
+
+    cdef object _find_route(self, rd_kafka_message_t *message, bint named, void **found):
+        """Identify a message that peek() could not decide on; `found` stays NULL when nobody handles it.
+
+        Returns what is wrong with the message, or None.
+        """
         if named:
-            return <void *>self.table.unnamed
+            found[0] = <void *>self.table.unnamed if self.table.unnamed is not None else NULL
+            return None
         try:
             route = self.table.identify(<const char *>message.payload, message.len, message, None)
         except errors.UndecodableError as error:
-            self._failed(account, message, "decode", error)
-            return NULL
-        if route is None:
-            account.skipped += 1
-            self._advance(account, message)
-            return NULL
-        return <void *>route  # kept by the table
+            return error
+        if route is not None:
+            found[0] = <void *>route  # kept by the table
+        return None
 
     cdef bint _acceptable(self, Account *account, rd_kafka_message_t *message) except -1:
         try:
@@ -595,10 +575,25 @@ cdef class Consumer(Membership):
 
     cdef PyObject *_decode_failed(self, Account *account, rd_kafka_message_t *message, void **found) except? NULL:
         """Decoding has raised. Tries the event that the value itself names; NULL: the record has been accounted for."""
-        cdef Route route = <Route>found[0]
-        error = _take_exception()
+        cdef PyObject *value = NULL
+        error = take_exception()
         if Py_REFCNT(<PyObject *>self.window) > 1:  # by a frame of the traceback, say
             self._hand_over()
+        error = self._decode_otherwise(account, message, error, found, &value)
+        if error is not None:
+            self._failed(account, message, "decode", error)
+        elif value == NULL:
+            account.skipped += 1
+            self._advance(account, message)
+        return value
+
+    cdef object _decode_otherwise(self, Account *account, rd_kafka_message_t *message, object error, void **found,
+                                  PyObject **value):
+        """After decoding has raised `error`: decode as what the value itself names, on a topic that is bound.
+
+        Returns what is wrong with the message, or None: then `found` and `value` are set, or nobody handles it.
+        """
+        cdef Route route = <Route>found[0]
         if isinstance(error, MemoryError) or not isinstance(error, Exception):
             raise error
         if message.len == 0:
@@ -606,9 +601,7 @@ cdef class Consumer(Membership):
         elif account.bound != NULL:
             other = self.table.other_route(route, <const char *>message.payload, message.len)
             if other is False:
-                account.skipped += 1
-                self._advance(account, message)
-                return NULL
+                return None
             if other is not None:
                 try:
                     event = self.table.decode(
@@ -621,39 +614,25 @@ cdef class Consumer(Membership):
                 else:
                     found[0] = <void *>other
                     Py_INCREF(event)
-                    return <PyObject *>event
+                    value[0] = <PyObject *>event
+                    return None
         if not isinstance(error, errors.UndecodableError):
             cause = error
             error = errors.UndecodableError(f"{route.name}: {type(cause).__name__}: {cause}")
             error.__cause__ = cause
-        self._failed(account, message, "decode", error)
-        return NULL
+        return error
 
     cdef bint _plain_result(self, Account *account, rd_kafka_message_t *message, Route route, object result) except -1:
-        """Whether a synchronous handler's result can be ignored. An outcome, or work that is only prepared, can't."""
-        cdef bint generator = hasattr(result, "__next__") or hasattr(result, "__anext__")
-        if isinstance(result, Outcome):
-            self._failed(account, message, "handle", result)
-            return False
-        if not generator and not hasattr(result, "__await__"):
-            return True
-        if hasattr(result, "close"):
-            result.close()
-        advice = "it has a `yield`, so calling it runs nothing" if generator else "declare it `async def`"
-        self._failed(account, message, "handle", errors.UsageError(
-            f"the handler of {route.name} returned {type(result).__name__} instead of doing its work: {advice}"))
-        return False
+        """Whether a synchronous handler's result can be ignored; else the record has been accounted as failed."""
+        error = result_error(route.name, result)
+        if error is not None:
+            self._failed(account, message, "handle", error)
+        return error is None
 
     cdef object _tombstone(self, Account *account, rd_kafka_message_t *message):
         """Account a null value, or hand its Record to the handler that asked for tombstones; may return a coroutine."""
-        cdef rd_kafka_headers_t *headers = NULL
-        cdef const void *name = NULL
-        cdef size_t size = 0
-        cdef void *found = account.bound
-        if (found == NULL and api.message_headers(message, &headers) == 0
-                and api.header_get_last(headers, b"event_name", &name, &size) == 0 and name != NULL):
-            found = self.table.find(<const char *>name, size)
-        if found == NULL or (<Route>found).on_tombstone is None:
+        cdef void *found = self._tombstone_route(account, message)
+        if found == NULL:
             account.tombstones += 1
             self._advance(account, message)
             return None
@@ -669,6 +648,17 @@ cdef class Consumer(Membership):
             account.done += 1
             self._advance(account, message)
         return None
+
+    cdef void *_tombstone_route(self, Account *account, rd_kafka_message_t *message) noexcept:
+        """The Route whose handler asked for the tombstones of a message's event or topic; NULL: nobody did."""
+        cdef rd_kafka_headers_t *headers = NULL
+        cdef const void *name = NULL
+        cdef size_t size = 0
+        cdef void *found = account.bound
+        if (found == NULL and api.message_headers(message, &headers) == 0
+                and api.header_get_last(headers, b"event_name", &name, &size) == 0 and name != NULL):
+            found = self.table.find(<const char *>name, size)
+        return found if found != NULL and (<Route>found).on_tombstone is not None else NULL
 
     cdef int _failed(self, Account *account, rd_kafka_message_t *message, str stage, object error) except -1:
         """Hand a failed record over. It is accounted only when on_failure returns: then its copy has been submitted."""
@@ -751,10 +741,13 @@ cdef class Consumer(Membership):
         cdef rd_kafka_topic_partition_list_t *parts = NULL
         cdef int64_t offset
         cdef int stored = 0
+        # While the offsets are stored other threads may land records in flight: they begin a list of their own.
+        touched, self.touched = self.touched, []
+        for address in touched:
+            (<Account *><uintptr_t>address).touched = False
         try:
-            for address in self.touched:
+            for address in touched:
                 account = <Account *><uintptr_t>address
-                account.touched = False
                 if account.last != NULL:
                     account.leader_epoch = api.message_leader_epoch(account.last)
                     account.last = NULL
@@ -767,7 +760,7 @@ cdef class Consumer(Membership):
                     unstored.append((account.topic.decode(), account.partition, offset, account.leader_epoch))
                     continue
                 if parts == NULL:
-                    parts = api.topic_partition_list_new(len(self.touched))
+                    parts = api.topic_partition_list_new(len(touched))
                     alive.partition_lists += 1
                 _add_offset(parts, account, offset, account.leader_epoch)
             if parts != NULL:
@@ -814,11 +807,6 @@ cdef class Consumer(Membership):
         """Give the first `count` messages in hand back, to be freed. Those that were not accounted come again."""
         cdef Py_ssize_t i
         cdef Py_ssize_t left = 0
-        if self.touched is not None and self.touched:
-            for address in self.touched:
-                (<Account *><uintptr_t>address).touched = False
-                (<Account *><uintptr_t>address).last = NULL
-            self.touched.clear()
         if self.window is not None:
             self.window.message = NULL
         self.payload = None
@@ -855,6 +843,11 @@ cdef class Consumer(Membership):
         self.messages = <rd_kafka_message_t **>fresh.messages
         if self.returns.waiting_bytes > RETURNED_BYTES:
             free_returned(self.returns)
+
+    cdef int _abandon(self, Account *account) except -1:
+        if self.flow is not None:
+            self.flow.drop(account.topic.decode(), account.partition)
+        return 0
 
     cdef int _drop_unassigned(self) except -1:
         cdef rd_kafka_message_t *message
@@ -909,6 +902,9 @@ cdef class Consumer(Membership):
         rk = self._rk()
         deadline = time.monotonic() + timeout_ms / 1000
         self._release(self.count)
+        if self.flow is not None:
+            self.flow.clear()
+            self.flow = None
         with nogil:
             queue = api.queue_new(rk)
         self._drop_consumer_queue()

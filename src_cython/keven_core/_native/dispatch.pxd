@@ -16,6 +16,9 @@ cdef class Route:
     cdef readonly bint raw
     cdef readonly bint with_topic
     cdef readonly bint copied
+    cdef readonly Py_ssize_t batch_size
+    cdef readonly int batch_wait_ms
+    cdef object gathering     # of a Flow: the batch that fills
     cdef bint keeps           # what is decoded keeps views of its value: seen by the consumer
     cdef bytes name_bytes
     cdef const char *name_data

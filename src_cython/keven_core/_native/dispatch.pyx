@@ -264,11 +264,13 @@ cdef class Route:
         raw: `call` gets the value as bytes.
         with_topic: `call` gets the topic as keyword argument `topic` too.
         copied: the decoders get the value as bytes of its own instead of a view of the message.
+        batch_size: `call` takes a list of up to so many decoded values; 0: one value.
+        batch_wait_ms: how long the first of a list waits for others.
     """
 
     def __init__(self, str name, call, *, decode_json=None, decode_msgpack=None, on_tombstone=None,
                  bint is_async=False, bint tombstone_is_async=False, bint raw=False, bint with_topic=False,
-                 bint copied=False):
+                 bint copied=False, Py_ssize_t batch_size=0, int batch_wait_ms=0):
         if not raw and (decode_json is None or decode_msgpack is None):
             raise errors.InternalError(f"the route {name!r} has no decoders")
         self.name = name
@@ -281,6 +283,8 @@ cdef class Route:
         self.raw = raw
         self.with_topic = with_topic
         self.copied = copied
+        self.batch_size = batch_size
+        self.batch_wait_ms = batch_wait_ms
         self.name_bytes = name.encode()
         self.name_data = PyBytes_AS_STRING(self.name_bytes)
         self.name_size = PyBytes_GET_SIZE(self.name_bytes)

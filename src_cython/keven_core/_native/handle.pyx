@@ -304,6 +304,10 @@ cdef class Client:
             while read(self.wake_read, sink, sizeof(sink)) == sizeof(sink):
                 pass
 
+    def rest(self, int timeout_ms):
+        """Wait until wake() is called or events have come, at most so long, GIL released. Owner only."""
+        self._wait(timeout_ms)
+
     cdef int _wait(self, int timeout_ms) except -1:
         """Wait for the pipe, GIL released; returns early on a signal, whose Python handler has then run."""
         cdef pollfd fds

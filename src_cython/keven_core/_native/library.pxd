@@ -161,6 +161,7 @@ cdef struct Counters:
     Py_ssize_t queues
     Py_ssize_t messages
     Py_ssize_t payloads
+    Py_ssize_t flights
     Py_ssize_t partition_lists
     Py_ssize_t deliveries
     Py_ssize_t mock_clusters

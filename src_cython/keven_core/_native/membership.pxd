@@ -34,6 +34,16 @@ cdef struct Account:
     uint64_t retried
     uint64_t stale
     rd_kafka_message_t *last
+    # Of what is in flight (flow.pyx): linked in the order of offsets, from the first that has not landed on.
+    void *first_open
+    void *last_open
+    Py_ssize_t span         # how many are linked
+    Py_ssize_t open         # of these, how many have not landed
+    size_t open_bytes
+    Py_ssize_t held_open    # that number when the partition was paused
+    bint held
+    uint64_t landings
+    uint64_t landings_seen
     void *bound             # the Route of the topic, borrowed from the table; NULL: identify each record
 
 
@@ -81,5 +91,7 @@ cdef class Membership(Client):
     cdef Account *_account(self, rd_kafka_message_t *message) except? NULL
     cdef void _committed(self, rd_kafka_topic_partition_list_t *parts, int code)
     cdef int _drop_unassigned(self) except -1
-    cdef void _unassign_all(self)
+    cdef int _abandon(self, Account *account) except -1
+    cdef int _unassign_all(self) except -1
+    cdef void _touch(self, Account *account)
     cdef bint _incremental(self)

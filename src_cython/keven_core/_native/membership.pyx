@@ -178,12 +178,16 @@ cdef class Membership(Client):
             account.received += 1
             account.stale += 1
             return NULL
-        if not account.touched:
-            account.touched = True
-            self.touched.append(<uintptr_t>account)
+        self._touch(account)
         self.current = account
         self.current_rkt = message.rkt
         return account
+
+    cdef void _touch(self, Account *account):
+        """Have the end of the batch look at a partition."""
+        if not account.touched:
+            account.touched = True
+            self.touched.append(<uintptr_t>account)
 
     def ledger(self):
         """What became of each record, by (topic, partition): a dict of counts that add up.
@@ -382,6 +386,7 @@ cdef class Membership(Client):
             self._drop_unassigned()
         for topic, partition, *_ in partitions:
             account = self._account_of(topic, partition)
+            self._abandon(account)
             account.assigned = True
             # What this consumer knew of the partition may be older than what another member did meanwhile.
             account.next_offset = account.stored_offset = account.committed_offset = -1
@@ -401,6 +406,7 @@ cdef class Membership(Client):
             for topic, partition, *_ in partitions:
                 account = self._account_of(topic, partition)
                 account.assigned = False
+                self._abandon(account)
         else:
             with nogil:
                 code = api.assign(rk, NULL)
@@ -417,9 +423,15 @@ cdef class Membership(Client):
         """Drop what is in hand of partitions that are not assigned. It comes again, here or elsewhere."""
         return 0
 
-    cdef void _unassign_all(self):
+    cdef int _abandon(self, Account *account) except -1:
+        """Give up what is in flight of a partition."""
+        return 0
+
+    cdef int _unassign_all(self) except -1:
         for address in self.accounts.values():
             (<Account *><uintptr_t>address).assigned = False
+            self._abandon(<Account *><uintptr_t>address)
+        return 0
 
     cdef bint _incremental(self):
         cdef const char *protocol = api.rebalance_protocol(self.handle.rk)
@@ -488,6 +500,7 @@ cdef class Membership(Client):
             account = self._account_of(topic, partition)
             account.next_offset = account.stored_offset = -1
             account.assigned = False
+            self._abandon(account)
         self._drop_unassigned()
         for topic, partition, _ in partitions:
             self._account_of(topic, partition).assigned = True

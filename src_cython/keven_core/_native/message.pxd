@@ -25,6 +25,7 @@ cdef class Record:
     cdef readonly object value
     cdef readonly list headers
     cdef readonly int attempt
+    cdef readonly long long first_failure_ms
 
 
 cdef Record record_of(rd_kafka_message_t *message)

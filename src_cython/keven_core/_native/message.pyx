@@ -63,10 +63,12 @@ cdef class Record:
         value: bytes, or None for a tombstone.
         headers: list of (name, value) tuples in wire order; a value is bytes or None.
         attempt: which try to handle it this is, from 1.
+        first_failure_ms: when the first one failed, milliseconds since the epoch; 0: this is the first.
     """
 
     def __init__(self, str topic, int partition, long long offset, *, value=None, key=None, headers=None,
-                 long long timestamp_ms=-1, int timestamp_type=0, int attempt=1):
+                 long long timestamp_ms=-1, int timestamp_type=0, int attempt=1,
+                 long long first_failure_ms=0):
         self.topic = topic
         self.partition = partition
         self.offset = offset
@@ -76,6 +78,7 @@ cdef class Record:
         self.timestamp_ms = timestamp_ms
         self.timestamp_type = timestamp_type
         self.attempt = attempt
+        self.first_failure_ms = first_failure_ms
 
     def header(self, str name, default=None):
         """The last header of that name (Kafka allows several), or `default`."""
@@ -112,6 +115,7 @@ cdef Record record_of(rd_kafka_message_t *message):
     record.topic = api.topic_name(message.rkt).decode()
     record.partition = message.partition
     record.attempt = 1
+    record.first_failure_ms = 0
     record.offset = message.offset
     record.timestamp_ms = api.message_timestamp(message, &timestamp_type)
     record.timestamp_type = timestamp_type

@@ -68,7 +68,7 @@ cdef extern from *:
     }
 
     /* Only when no other thread can come any more: the client is destroyed. */
-    static void keven_free_returns(void *arg) {
+    static inline void keven_free_returns(void *arg) {
         keven_returns *returns = (keven_returns *)arg;
         keven_batch *batch = returns->spare;
         for (int round = 0; round < 2; round++) {

@@ -1,0 +1,222 @@
+"""Records of the server's retry topic: held until they are due, then handled again. Owner thread only.
+
+What waits for its time holds nothing up, whatever its place in the topic: see keven_core.kafka._shelf.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Generator, Iterable
+from typing import TYPE_CHECKING, Any
+
+from keven_core.kafka._batches import one_of_a_batch
+from keven_core.kafka._calls import check_done
+from keven_core.kafka._drivers import Handle
+from keven_core.kafka._promises import StoredOffset
+from keven_core.kafka._shelf import Held, Shelf
+from keven_core.kafka.deadletter import Attempt, attempt_of
+from keven_core.kafka.errors import UndecodableError
+from keven_core.kafka.outcomes import Outcome
+
+if TYPE_CHECKING:
+    from keven_core._native.consumer import Consumer
+    from keven_core._native.dispatch import DispatchTable
+    from keven_core._native.flow import Flow
+    from keven_core._native.message import Record
+
+__all__ = ["Attempts"]
+
+# What records that wait may take in memory; then no more of them are fetched.
+_SHELF_BYTES = 64 << 20
+# How long records that are due are handled at a time, before new ones get their turn.
+_SLICE_S = 0.2
+# How many may be with the workers at once: what waits for them can't be given up any more.
+_MOST_SUBMITTED = 1000
+
+Partition = tuple[str, int]
+
+
+class Attempts:
+    """The records that a server tries again.
+
+    Arguments:
+        consumer, table, flow: the server's; with a flow the attempts are made by its workers.
+        topic: the retry topic.
+        some_handlers: what calls only these handlers of an event.
+        on_failure: as Session gives it to the consumer, with the attempt.
+        stopping: whether the server is to end.
+    """
+
+    def __init__(
+        self,
+        consumer: Consumer,
+        table: DispatchTable,
+        flow: Flow | None,
+        topic: str,
+        some_handlers: Callable[[str, tuple[str, ...]], Callable[[Any], Any] | None],
+        on_failure: Callable[[Record, str, Exception, Attempt | None], Any],
+        stopping: Callable[[], bool],
+    ) -> None:
+        self._consumer = consumer
+        self._table = table
+        self._flow = flow
+        self._topic = topic
+        self._some_handlers = some_handlers
+        self._on_failure = on_failure
+        self._stopping = stopping
+        self._shelf = Shelf(_SHELF_BYTES)
+        self._paused = False
+        self._submitted = 0
+        self._ready: list[StoredOffset] = []
+        self._first_failures: dict[Partition, int] = {}
+        self.in_hand: Record | None = None
+        self.used = False  # something is held, or was a moment ago
+
+    def __len__(self) -> int:
+        """How many records are held, those that workers have included."""
+        return len(self._shelf) + self._submitted
+
+    def hold(self, copy: Record, leader_epoch: int) -> None:
+        """A record of the retry topic has come. Called from the hot path."""
+        attempt = attempt_of(copy)
+        # What is not a copy that this library made is due at once, and fails to be understood.
+        self.used = True
+        self._shelf.put(copy, attempt, attempt.due_ms if attempt is not None else 0, leader_epoch)
+
+    def handle_due(self) -> Generator[Any, Any, int]:
+        """Handle the records that are due, for a slice of time; how many were finished. See take_finished()."""
+        end = time.monotonic() + _SLICE_S
+        finished = 0
+        if self._flow is not None:
+            for held, error in self._flow.take_answers():
+                self._submitted -= 1
+                finished += 1
+                self._account(held, "done" if error is None else self._failed(held, "handle", error))
+        while not self._stopping() and time.monotonic() < end and self._submitted < _MOST_SUBMITTED:
+            held = self._shelf.take_due(_now_ms())
+            if held is None:
+                break
+            if self._flow is None:
+                finished += 1
+                self._account(held, (yield from self._try_again(held)))
+            elif not self._submit(self._flow, held):
+                finished += 1
+        self._bound_shelf()
+        self.used = len(self) > 0 or self._paused
+        return finished
+
+    def take_finished(self) -> tuple[list[StoredOffset], dict[Partition, int]]:
+        """Offsets that may be stored since the last call, and by partition the first record that was copied again."""
+        ready, self._ready = self._ready, []
+        first_failures, self._first_failures = self._first_failures, {}
+        return ready, first_failures
+
+    def next_due_s(self) -> float | None:
+        """In how many seconds the next record is due; None: nothing is held."""
+        due_ms = self._shelf.next_due_ms
+        return None if due_ms is None else max(0.0, (due_ms - _now_ms()) / 1000)
+
+    def drop(self, partitions: Iterable[Partition] | None = None) -> None:
+        """Forget what is held of partitions that are given up, or of all: it comes again, here or elsewhere."""
+        gone = self._shelf.partitions() if partitions is None else partitions
+        for (topic, partition), count in self._shelf.drop(gone).items():
+            self._consumer.settle(topic, partition, "stale", count)
+
+    def assigned(self) -> None:
+        """New partitions have come: those of a full shelf's topic are not paused yet."""
+        if self._paused:
+            self._consumer.pause(self._partitions())
+
+    def _account(self, held: Held, outcome: str) -> None:
+        copy = held.record
+        if not self._shelf.is_open(held):
+            return  # its partition was given up meanwhile: counted as stale
+        self._consumer.settle(copy.topic, copy.partition, outcome)
+        if outcome in ("dead", "retried"):
+            first = self._first_failures.setdefault((copy.topic, copy.partition), copy.offset)
+            self._first_failures[copy.topic, copy.partition] = min(first, copy.offset)
+        offset = self._shelf.done(held)
+        if offset is not None:
+            self._ready.append(offset)
+
+    def _submit(self, flow: Flow, held: Held) -> bool:
+        """Leave an attempt to the workers; false: it is accounted already."""
+        try:
+            call = self._call_for(held)
+        except Exception as error:
+            self._account(held, self._failed(held, "decode", error))
+            return False
+        if call is None:
+            self._account(held, "skipped")
+            return False
+        attempt = held.attempt
+        assert attempt is not None
+        self._submitted += 1
+        flow.submit(call, attempt.record, held)
+        return True
+
+    def _try_again(self, held: Held) -> Generator[Any, Any, str]:
+        """Handle a record whose time has come, here; the outcome that the ledger counts."""
+        stage = "decode"
+        try:
+            call = self._call_for(held)
+            if call is None:
+                return "skipped"
+            stage = "handle"
+            self.in_hand = held.attempt.record if held.attempt is not None else held.record
+            result = yield Handle(call)
+            if isinstance(result, Outcome):
+                raise result
+        except Exception as error:
+            return self._failed(held, stage, error)
+        finally:
+            self.in_hand = None
+        return "done"
+
+    def _failed(self, held: Held, stage: str, error: Exception) -> str:
+        record = held.attempt.record if held.attempt is not None else held.record
+        outcome: str = self._on_failure(record, stage, error, held.attempt)
+        return outcome
+
+    def _call_for(self, held: Held) -> Callable[[], Any] | None:
+        """What handles an attempt's record, with its handlers that have failed; None: nobody any more."""
+        attempt = held.attempt
+        if attempt is None:
+            raise UndecodableError("the record is not a copy that waits for another attempt: it lacks the headers")
+        table, record = self._table, attempt.record
+        if record.value is None:
+            name = (record.header("event_name") or b"").decode("utf-8", "replace")
+            route = table.bound.get(record.topic) or table.routes.get(name) or table.everything
+            tombstone = route.on_tombstone if route is not None else None
+            return None if tombstone is None else lambda: _checked(tombstone, tombstone(record))
+        route, value = table.resolve(record.value, record.topic, record.headers)
+        if route is None:
+            return None
+        if route.with_topic:
+            return lambda: _checked(route.call, route.call(value, topic=record.topic))
+        some = self._some_handlers(route.name, attempt.handlers) if attempt.handlers else None
+        call = some or (one_of_a_batch(route.call) if route.batch_size else route.call)
+        return lambda: _checked(call, call(value))
+
+    def _bound_shelf(self) -> None:
+        """Stop fetching the retry topic while the shelf is full. Late and seldom: pausing throws prefetch away."""
+        if not self._paused and self._shelf.full:
+            self._consumer.pause(self._partitions())
+            self._paused = True
+        elif self._paused and self._shelf.has_room:
+            self._consumer.resume(self._partitions())
+            self._paused = False
+
+    def _partitions(self) -> list[Partition]:
+        return [key for key in self._consumer.assignment() if key[0] == self._topic]
+
+
+def _checked(call: Callable[..., Any], result: Any) -> Any:
+    """The awaitable of an async handler; else None, once check_done() has looked at the result."""
+    if isinstance(result, Awaitable):
+        return result
+    return check_done(call, result)
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)

@@ -1,0 +1,181 @@
+"""Batch handlers: one call for a list of events, whatever else handles the same event."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from keven_core.kafka._calls import Verdict, check_done, finished, is_async
+from keven_core.kafka.errors import UsageError
+from keven_core.kafka.outcomes import BatchError
+
+__all__ = ["BatchPart", "compose_batch", "one_of_a_batch"]
+
+Call = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """A handler of an event that has a batch handler: of the whole list, or of one event after the other."""
+
+    name: str
+    call: Call
+    takes_list: bool
+
+
+def outcomes_of(call: Call, result: Any, count: int) -> list[Exception | None]:
+    """What a batch handler has returned, as one entry for each event. Raises UsageError, or the outcome of them all."""
+    if result is None:
+        return [None] * count
+    name = getattr(call, "__qualname__", repr(call))
+    if not isinstance(result, (list, tuple)):
+        check_done(call, result)
+        raise UsageError(
+            f"{name} returned {type(result).__name__}: None, or a list with None or an outcome for each event, is "
+            f"allowed"
+        )
+    if len(result) != count:
+        raise UsageError(f"{name} returned {len(result)} outcome(s) for {count} event(s): one for each is allowed")
+    for outcome in result:
+        if outcome is not None and not isinstance(outcome, Exception):
+            raise UsageError(
+                f"{name} returned a list with {type(outcome).__name__}: None, an outcome or an exception is allowed"
+            )
+    return list(result)
+
+
+def one_of_a_batch(call: Call) -> Call:
+    """A batch handler's call as one that takes a single event and raises its outcome."""
+
+    def given(result: Any) -> None:
+        (outcome,) = outcomes_of(call, result, 1)
+        if outcome is not None:
+            raise outcome
+
+    if is_async(call):
+
+        async def call_async(event: Any) -> None:
+            try:
+                given(await finished(call([event])))
+            except BatchError as error:
+                raise _cause(error) from None
+
+        return call_async
+
+    def call_one(event: Any) -> None:
+        try:
+            given(call([event]))
+        except BatchError as error:
+            raise _cause(error) from None
+
+    return call_one
+
+
+def compose_batch(parts: list[BatchPart], pre: list[Call], post: list[Call]) -> Call:
+    """One call for a list of events: pre-hooks, each handler in order, post-hooks.
+
+    It returns None, or a list with None or what failed for each event. As with single events every handler runs, but
+    not for an event whose pre-hook has raised. The result is async when any part is.
+    """
+    if len(parts) == 1 and not pre and not post:
+        return parts[0].call
+    if any(is_async(call) for call in (*(part.call for part in parts), *pre, *post)):
+
+        async def call_async(events: list[Any]) -> list[Exception | None]:
+            steps = _steps(parts, pre, post, events)
+            answer: Any = None
+            failure: Exception | None = None
+            while True:
+                try:
+                    call, argument = steps.send(answer) if failure is None else steps.throw(failure)
+                except StopIteration as end:
+                    outcomes: list[Exception | None] = end.value
+                    return outcomes
+                answer = failure = None
+                try:
+                    answer = call(argument)
+                    if isinstance(answer, Awaitable):
+                        answer = await finished(answer)
+                except Exception as error:
+                    failure = error
+
+        return call_async
+
+    def call_all(events: list[Any]) -> list[Exception | None]:
+        steps = _steps(parts, pre, post, events)
+        answer: Any = None
+        failure: Exception | None = None
+        while True:
+            try:
+                call, argument = steps.send(answer) if failure is None else steps.throw(failure)
+            except StopIteration as end:
+                outcomes: list[Exception | None] = end.value
+                return outcomes
+            answer = failure = None
+            try:
+                answer = call(argument)
+            except Exception as error:
+                failure = error
+
+    return call_all
+
+
+def _steps(
+    parts: list[BatchPart], pre: list[Call], post: list[Call], events: list[Any]
+) -> Generator[tuple[Call, Any], Any, list[Exception | None]]:
+    """The calls to make, each yielded as (call, argument) and told its result; then what became of each event."""
+    verdicts = [Verdict(len(parts)) for _ in events]
+    positions = []
+    for position, event in enumerate(events):
+        try:
+            for hook in pre:
+                check_done(hook, (yield hook, event))
+        except Exception as error:
+            verdicts[position].hook_failed(error)
+        else:
+            positions.append(position)
+    for part in parts:
+        if part.takes_list:
+            yield from _list_steps(part, positions, events, verdicts)
+            continue
+        for position in positions:
+            try:
+                check_done(part.call, (yield part.call, events[position]))
+            except Exception as error:
+                verdicts[position].handler_failed(part.name, error)
+    for position, event in enumerate(events):
+        for hook in post:
+            try:
+                check_done(hook, (yield hook, event))
+            except Exception as error:
+                verdicts[position].hook_failed(error)
+    return [verdict.failure() for verdict in verdicts]
+
+
+def _list_steps(
+    part: BatchPart, positions: list[int], events: list[Any], verdicts: list[Verdict]
+) -> Generator[tuple[Call, Any], Any, None]:
+    """A batch handler among others: after a BatchError it is called again at once, with the events behind."""
+    rest = positions
+    while rest:
+        now, rest = rest, []
+        try:
+            result = yield part.call, [events[position] for position in now]
+            found = outcomes_of(part.call, result, len(now))
+        except BatchError as error:
+            if not 0 <= error.index < len(now):
+                wrong = UsageError(f"{part.name} raised BatchError({error.index}) for {len(now)} event(s)")
+                found = [wrong] * len(now)
+            else:
+                found = [None] * error.index + [_cause(error)]
+                rest = now[error.index + 1 :]
+        except Exception as error:
+            found = [error] * len(now)
+        for position, outcome in zip(now, found, strict=False):
+            if outcome is not None:
+                verdicts[position].handler_failed(part.name, outcome)
+
+
+def _cause(error: BatchError) -> Exception:
+    return error.__cause__ if isinstance(error.__cause__, Exception) else error
