@@ -8,7 +8,12 @@ from keven_core._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer, PrintRunner, Runner, TopicPartition
-    from keven_core.kafka.abstracts.event_handler import EventHandler, EventHandlerMeta, event_handler
+    from keven_core.kafka.abstracts.event_handler import (
+        EventHandler,
+        EventHandlerMeta,
+        LongRunningEventHandler,
+        event_handler,
+    )
     from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
     from keven_core.kafka.abstracts.message_server import MessageReceiverServer
     from keven_core.kafka.config import Settings
@@ -25,13 +30,14 @@ if TYPE_CHECKING:
     )
     from keven_core.kafka.log_handler import KafkaLogHandler, KafkaLogProcessor
     from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
-    from keven_core.kafka.outcomes import DeadLetter, Retry, Skip
-    from keven_core.kafka.record import current_record
+    from keven_core.kafka.outcomes import BatchError, DeadLetter, Retry, Skip
+    from keven_core.kafka.record import current_record, current_records
     from keven_core.kafka.redrive import Redrive, RedriveReport
     from keven_core.kafka.retry import Exponential, RetryPolicy
 
 __all__ = [
     "AllEventsReceiverServer",
+    "BatchError",
     "DeadLetter",
     "Event",
     "EventHandler",
@@ -47,6 +53,7 @@ __all__ = [
     "KafkaLogHandler",
     "KafkaLogProcessor",
     "KafkaLogger",
+    "LongRunningEventHandler",
     "MessageReceiverServer",
     "PrintRunner",
     "Redrive",
@@ -58,6 +65,7 @@ __all__ = [
     "Skip",
     "TopicPartition",
     "current_record",
+    "current_records",
     "event_handler",
     "setup_event_listener",
     "start_all_events_receiver_server",
@@ -79,6 +87,7 @@ __getattr__, __dir__ = lazy_attributes(
         "keven_core.kafka.abstracts.event_handler": (
             "EventHandler",
             "EventHandlerMeta",
+            "LongRunningEventHandler",
             "event_handler",
         ),
         "keven_core.kafka.abstracts.eventreceiver_server": (
@@ -107,8 +116,8 @@ __getattr__, __dir__ = lazy_attributes(
             "KafkaBatchLogger",
             "KafkaLogger",
         ),
-        "keven_core.kafka.outcomes": ("DeadLetter", "Retry", "Skip"),
-        "keven_core.kafka.record": ("current_record",),
+        "keven_core.kafka.outcomes": ("BatchError", "DeadLetter", "Retry", "Skip"),
+        "keven_core.kafka.record": ("current_record", "current_records"),
         "keven_core.kafka.redrive": ("Redrive", "RedriveReport"),
         "keven_core.kafka.retry": ("Exponential", "RetryPolicy"),
     },

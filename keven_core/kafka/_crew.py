@@ -156,13 +156,13 @@ class Tasks:
             else:
                 try:
                     result = await pending
-                except Exception as error:
-                    worker.failed(error)
                 except asyncio.CancelledError as error:
                     failure = escaped_cancellation(error)
                     if failure is None:
                         raise
                     worker.failed(failure)
+                except BaseException as error:  # what is not an Exception ends the run, in the owner
+                    worker.failed(error)
 
     def work(self) -> None:
         """Wake as many workers as there are records ready."""

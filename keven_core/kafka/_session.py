@@ -835,10 +835,10 @@ class Session:
         # A handler that took longer than that leaves a second for the commit of what it did.
         deadline = max(now + 1, self._stopped_at + self._close_timeout_s)
         try:
-            problem = problem or (yield from self._settle(deadline - now))
+            late = yield from self._settle(deadline - now)
         except DeliveryError as error:
-            problem = problem or error
-        problem = problem or (yield from self._await_promises(deadline - now, all_of_them=True))
+            late = error
+        problem = problem or late or (yield from self._await_promises(deadline - now, all_of_them=True))
         for kind, partitions, lost in consumer.take_notes():
             if kind == "revoke" and lost:
                 consumer.unassign(partitions)

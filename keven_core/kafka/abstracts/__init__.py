@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 from keven_core._lazy import lazy_attributes
 
 # At once: the decorator has the name of its module, which importing that module would put in its place.
-from keven_core.kafka.abstracts.event_handler import EventHandler, EventHandlerMeta, event_handler
+from keven_core.kafka.abstracts.event_handler import (
+    EventHandler,
+    EventHandlerMeta,
+    LongRunningEventHandler,
+    event_handler,
+)
 
 if TYPE_CHECKING:
     from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer, PrintRunner, Runner, TopicPartition
@@ -20,6 +25,7 @@ __all__ = [
     "EventHandlerMeta",
     "EventReceiverServer",
     "KafkaConsumerServer",
+    "LongRunningEventHandler",
     "MessageReceiverServer",
     "PrintRunner",
     "Runner",

@@ -41,7 +41,7 @@ cdef class Consumer(Membership):
     cdef int until_look
     cdef Py_ssize_t next_failure  # index of the record that would go on with the failures in a row
     cdef readonly uint64_t failures_in_a_row
-    cdef readonly uint64_t finished       # messages that were given back
+    cdef readonly uint64_t finished       # messages that were accounted
     cdef readonly uint64_t polls
     cdef readonly uint64_t store_refused
 

@@ -823,7 +823,8 @@ cdef class Consumer(Membership):
             alive.messages -= left
         self.count -= count
         self.index = 0
-        self.finished += count
+        if self.flow is None:
+            self.finished += count
         self.next_failure -= count
         self.bytes = 0
         return 0

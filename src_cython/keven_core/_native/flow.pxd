@@ -78,6 +78,7 @@ cdef class Flow:
     cdef object failed           # deque of (address of a flight, stage, error): for the owner
     cdef list answers            # (token, error or None) of submitted calls: for the owner
     cdef list due                # heap of (monotonic ms, number, address): flights whose next attempt is due then
+    cdef list ended              # addresses of flights that have ended the run, unaccounted
     cdef list gatherings         # batches that are not full yet
     cdef uint64_t numbers
     cdef Worker taker            # decodes for batches; the owner's
@@ -124,8 +125,10 @@ cdef class Worker:
     cdef Payload window
     cdef object base
     cdef object context
+    cdef object error
     cdef str stage
     cdef bint in_task
+    cdef bint in_owner
     cdef bint awaiting
 
     cdef object _run(self, int64_t end_ms)

@@ -64,6 +64,7 @@ cdef enum:
 
 cdef object RETIRE_MARK = object()
 cdef object SKIPPED = object()
+cdef object FAILED = object()
 
 
 cdef uint64_t hash_key(uint64_t seed, const uint8_t *data, size_t size) noexcept nogil:
@@ -114,6 +115,7 @@ cdef class Flow:
         self.failed = deque()
         self.answers = []
         self.due = []
+        self.ended = []
         self.gatherings = []
         self.buckets = <Lane **>calloc(BUCKETS, sizeof(void *))
         if self.buckets == NULL:
@@ -313,6 +315,7 @@ cdef class Flow:
     cdef int _pass(self, Account *account, rd_kafka_message_t *message) except -1:
         """The record in hand is accounted without a handler. It stays in the batch, to be freed with it."""
         cdef Flight *flight
+        self.consumer.finished += 1
         if account.first_open == NULL:
             account.next_offset = message.offset + 1
             account.last = message
@@ -448,6 +451,7 @@ cdef class Flow:
         flight.payload = NULL
         flight.message = NULL
         flight.state = LANDED
+        self.consumer.finished += 1
         self._unload(account, flight.size_bytes)
         if payload == NULL:
             self._give_back(message, flight.size_bytes)
@@ -513,6 +517,7 @@ cdef class Flow:
             # Of the interpreter's end, or what the service ends itself by: the record is not accounted.
             self.fatal = self.fatal or error
             self.closing = True
+            self.ended.append(<uintptr_t>flight)
             self.consumer.wake()
             return self._stopped_running()
         if flight.cargo != NULL:
@@ -891,6 +896,13 @@ cdef class Flow:
             self._free_message(<Flight *><uintptr_t>address)
             self._free_flight(<Flight *><uintptr_t>address)
         self.failed.clear()
+        for address in self.ended:
+            flight = <Flight *><uintptr_t>address
+            if flight.cargo != NULL and isinstance(<object>flight.cargo, Gathering):
+                self._free_members(<Gathering>flight.cargo)
+            self._free_message(flight)
+            self._free_flight(flight)
+        self.ended.clear()
         for _, _, address in self.due:
             self._free_flight(<Flight *><uintptr_t>address)
         self.due.clear()
@@ -956,6 +968,7 @@ cdef object batch_result_error(str name, object result, Py_ssize_t count):
 
 
 @cython.final
+@cython.no_gc_clear
 cdef class Worker:
     """Takes up flights that are ready, one after the other.
 
@@ -974,10 +987,15 @@ cdef class Worker:
         self.window = Payload.of(flow.consumer.handle)
 
     def __dealloc__(self):
-        # Of a task that was cancelled, a thread that was left behind: the record is neither done nor failed.
-        if self.flight != NULL and self.flow is not None and self.flight.cargo == NULL and self.flight.stale:
-            self.flow._free_message(self.flight)
-            self.flow._free_flight(self.flight)
+        # Of a task that was cancelled: its record is neither done nor failed. Flow.clear() has made its message a
+        # payload; where the consumer was not even closed, it is left alone.
+        cdef Flight *flight = self.flight
+        if flight == NULL or not self.flow.closing:
+            return
+        if flight.cargo != NULL and isinstance(<object>flight.cargo, Gathering):
+            self.flow._free_members(<Gathering>flight.cargo)
+        self.flow._free_message(flight)
+        self.flow._free_flight(flight)
 
     def record_in_hand(self):
         """The Record that this worker handles; raises LookupError when there is none, or a batch."""
@@ -1000,9 +1018,14 @@ cdef class Worker:
                 if gathering.members[i].message != NULL]
 
     def run(self, bint in_owner=False):
-        """Handle what is ready, in this thread; all routes must be synchronous. The owner comes back after 200 ms."""
+        """Handle what is ready, in this thread; all routes must be synchronous. The owner comes back after 200 ms.
+
+        An exception that is not an Exception ends the run: it passes through to the owner, which has it by settle() when
+        another thread met it.
+        """
         self.context = self.base.copy()
         self.in_task = False
+        self.in_owner = in_owner
         PyContext_Enter(self.context)
         try:
             if self._run(keven_now_ms() + OWNER_SLICE_MS if in_owner else THREAD_HAS_NO_END) is not None:
@@ -1049,12 +1072,20 @@ cdef class Worker:
             except BaseException as error:
                 self.awaiting = False
                 self._failed(error)
-                if not isinstance(error, Exception) and not self.in_task:
+                if not isinstance(error, Exception) and self.in_owner:
+                    flow.fatal = None
                     raise
                 continue
             if self.awaiting:
                 return result
-            self._finish(result)
+            if result is FAILED:
+                error, self.error = self.error, None
+                self._failed(error)
+                if not isinstance(error, Exception) and self.in_owner:
+                    flow.fatal = None
+                    raise error
+            else:
+                self._finish(result)
         return None
 
     cdef object _call(self, Flight *flight):
@@ -1098,7 +1129,9 @@ cdef class Worker:
             return result
         called = keven_call(<PyObject *>call, <PyObject *>value)
         if called == NULL:
-            raise take_exception()
+            # Not raised, or the frames here would stand in the traceback that is logged.
+            self.error = take_exception()
+            return FAILED
         result = <object>called
         Py_DECREF(result)
         self.awaiting = route.is_async
