@@ -603,23 +603,22 @@ class Session:
             self._attempts.assigned()
 
     def _finish_running(self, deadline: float, partitions: list[tuple[str, int]] | None = None) -> Steps:
-        """Let the workers finish what they have, of these partitions or all, and give up what they have not begun."""
+        """Let the workers finish what they have of these partitions, or of all, and give up what they have not begun."""
         flow = self.flow
         if flow is None:
             return
         assert self._attempts is not None
-        if partitions is None:
-            flow.stop_starting()
-        flow.drop_waiting(None if partitions is None else set(partitions))
-        while time.monotonic() < deadline:
+        gone = None if partitions is None else set(partitions)
+        flow.drop_tail(gone)
+        while True:
+            yield WORK
             yield from self._settle_or_raise()
             if self._attempts.used:
                 yield from self._try_again(self._attempts)
-            unfinished = flow.unfinished()
-            if not (flow.running if partitions is None else any(entry[:2] in partitions for entry in unfinished)):
+            left = deadline - time.monotonic()
+            if left <= 0 or not flow.busy(gone):
                 break
-            yield Rest(min(0.1, max(0.0, deadline - time.monotonic())))
-        yield from self._settle_or_raise()
+            yield Rest(min(0.1, left))
 
     def _start_again(self) -> Steps:
         """Assign partitions anew whose committed offset could not be had, so that librdkafka asks for it again."""

@@ -218,12 +218,12 @@ def load_value(number: int) -> bytes:
 class Load:
     """Numbered events, sent at a steady rate until stop(): a context manager around the traffic of a test.
 
-    Each goes to partition `number % partitions`, so that the order in a partition is known. The producer is idempotent
-    and patient, so every message arrives, once, also over an outage.
+    Each goes to partition `number % partitions`, so that the order in a partition is known; with `keys` it has one of
+    so many. The producer is idempotent and patient, so every message arrives, once, also over an outage.
     """
 
     def __init__(
-        self, address: str, topic: str, partitions: int, *, rate: int = 1000, count: int | None = None
+        self, address: str, topic: str, partitions: int, *, rate: int = 1000, count: int | None = None, keys: int = 0
     ) -> None:
         self.topic = topic
         self.sent = 0
@@ -232,6 +232,7 @@ class Load:
         self._partitions = partitions
         self._rate = rate
         self._count = count
+        self._keys = keys
         self._stopping = threading.Event()
         self._producer = Producer(
             {
@@ -301,7 +302,11 @@ class Load:
         while True:
             try:
                 self._producer.produce(
-                    self.topic, load_value(number), partition=number % self._partitions, on_delivery=delivered
+                    self.topic,
+                    load_value(number),
+                    key=b"%d" % (number % self._keys) if self._keys else None,
+                    partition=number % self._partitions,
+                    on_delivery=delivered,
                 )
                 return
             except BufferError:
@@ -650,13 +655,18 @@ class Verdict:
         return f"{self.handled} handled, {shown or 'nothing wrong'}"
 
 
-def judge(sent: Mapping[tuple[int, int], int], workers: Iterable[Worker]) -> Verdict:
+def judge(
+    sent: Mapping[tuple[int, int], int],
+    workers: Iterable[Worker],
+    lane: Callable[[Handling], Any] = lambda entry: entry.partition,
+) -> Verdict:
     """Compare what Kafka acknowledged, (partition, offset) to number, with what the workers handled.
 
-    Times of all members come from one monotonic clock, so their order is the order of events.
+    What has the same `lane` is to be handled in order. Times of all members come from one monotonic clock, so their
+    order is the order of events.
     """
     verdict = Verdict()
-    highest: dict[int, int] = defaultdict(lambda: -1)
+    highest: dict[Any, int] = defaultdict(lambda: -1)
     last: dict[int, int] = defaultdict(lambda: -1)
     seen: set[tuple[int, int]] = set()
     for entry in sorted((entry for worker in workers for entry in worker.handled), key=lambda entry: entry.at_ns):
@@ -665,21 +675,26 @@ def judge(sent: Mapping[tuple[int, int], int], workers: Iterable[Worker]) -> Ver
             verdict.invented.append(key)
         if key in seen:
             verdict.repeated.append(key)
-        elif entry.offset < highest[entry.partition]:
+        elif entry.offset < highest[lane(entry)]:
             verdict.disordered.append(key)
         if entry.offset <= last[entry.partition]:
             verdict.rewinds[entry.partition] += 1
         seen.add(key)
         last[entry.partition] = entry.offset
-        highest[entry.partition] = max(highest[entry.partition], entry.offset)
+        highest[lane(entry)] = max(highest[lane(entry)], entry.offset)
     verdict.lost = sorted(set(sent) - seen)
     verdict.handled = len(seen)
     return verdict
 
 
-def assert_delivered(sent: Mapping[tuple[int, int], int], *workers: Worker, repeats: int | None = 0) -> Verdict:
+def assert_delivered(
+    sent: Mapping[tuple[int, int], int],
+    *workers: Worker,
+    repeats: int | None = 0,
+    lane: Callable[[Handling], Any] = lambda entry: entry.partition,
+) -> Verdict:
     """At least once, in order, nothing skipped; at most `repeats` records again (None: any number)."""
-    verdict = judge(sent, workers)
+    verdict = judge(sent, workers, lane)
     text = f"{verdict}\n" + "\n".join(worker.tail() for worker in workers)
     assert not verdict.lost, text
     assert not verdict.invented, text

@@ -12,10 +12,10 @@ from rdkafka cimport *
 
 
 cdef enum State:
-    WAITING   # in a lane, in the ready queue, in a batch that fills, or for its next attempt
+    WAITING   # in a lane, in the ready queue, or in a batch that fills
     RUNNING   # a worker has it, or its failure waits for the owner
+    RESTING   # it has failed, and its next attempt is not due yet
     LANDED    # accounted; an earlier record of its partition is not
-    BARRIER   # stands where records were dropped, so that the position of the partition never passes them
 
 
 cdef struct Flight:
@@ -45,6 +45,7 @@ cdef struct Lane:
     Lane *chained                # next of its bucket
     Flight *first
     Flight *last
+    bint resting                 # that one is
 
 
 cdef class Submission:

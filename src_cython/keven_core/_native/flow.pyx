@@ -376,6 +376,7 @@ cdef class Flow:
             self.spare_lanes = lane.chained
         lane.key = key
         lane.first = lane.last = NULL
+        lane.resting = False
         lane.chained = bucket[0]
         bucket[0] = lane
         flight.lane = lane
@@ -696,7 +697,9 @@ cdef class Flow:
                     Py_INCREF(call)
                     flight.call = <PyObject *>call
                 flight.attempt += 1
-                flight.state = WAITING
+                flight.state = RESTING
+                if flight.lane != NULL:
+                    flight.lane.resting = True
                 self.numbers += 1
                 heappush(self.due, (keven_now_ms() + <int64_t>(delay_s * 1000), self.numbers, address))
                 continue
@@ -723,10 +726,13 @@ cdef class Flow:
                 next_ms = self.due[0][0]
                 break
             flight = <Flight *><uintptr_t>heappop(self.due)[2]
+            if flight.lane != NULL:
+                flight.lane.resting = False
             if flight.stale:
                 self._leave(flight)
                 self._free_flight(flight)
             else:
+                flight.state = WAITING
                 self._push(flight)
         for gathering in list(self.gatherings):
             if gathering.deadline_ms <= now:
@@ -803,7 +809,7 @@ cdef class Flow:
         account.held = False
         while flight != NULL:
             later = flight.later
-            if flight.state == LANDED or flight.state == BARRIER:
+            if flight.state == LANDED:
                 self._free_flight(flight)
             else:
                 account.stale += 1
@@ -833,45 +839,61 @@ cdef class Flow:
         """From now on workers take nothing up; what they have is finished."""
         self.closing = True
 
-    def drop_waiting(self, partitions=None):
-        """Give up what no worker has, of these (topic, partition) pairs or of all; it comes again."""
+    def drop_tail(self, partitions=None):
+        """Give up the last records of these (topic, partition) pairs, or of all, that nobody has begun: they come again.
+
+        Those before a record that was begun stay: what is behind them would be handled twice.
+        """
         cdef Account *account
         cdef Flight *flight
         cdef Flight *later
         cdef Flight *kept
-        cdef Flight *barrier
         cdef list payloads = []
         for key, address in self.consumer.accounts.items():
             if partitions is not None and key not in partitions:
                 continue
             account = <Account *><uintptr_t>address
+            kept = NULL
             flight = <Flight *>account.first_open
-            kept = barrier = NULL
             while flight != NULL:
-                later = flight.later
                 if flight.state != WAITING:
                     kept = flight
-                else:
-                    if barrier == NULL:
-                        barrier = self._new_flight()
-                        barrier.state = BARRIER
-                        barrier.later = later
-                        if kept == NULL:
-                            account.first_open = barrier
-                        else:
-                            kept.later = barrier
-                        kept = barrier
-                    else:
-                        kept.later = later
-                        account.span -= 1
-                    account.stale += 1
-                    flight.account = NULL
-                    flight.stale = True
-                    self._unload(account, flight.size_bytes)
-                    self._shed(flight, payloads)
+                flight = flight.later
+            flight = kept.later if kept != NULL else <Flight *>account.first_open
+            if kept == NULL:
+                account.first_open = NULL
+            else:
+                kept.later = NULL
+            account.last_open = kept
+            while flight != NULL:
+                later = flight.later
+                account.span -= 1
+                account.stale += 1
+                flight.account = NULL
+                flight.stale = True
+                self._unload(account, flight.size_bytes)
+                self._shed(flight, payloads)
                 flight = later
-            if kept != NULL:
-                account.last_open = kept
+        for gathering in list(self.gatherings):
+            self._close_gathering(gathering)
+
+    def busy(self, partitions=None):
+        """Whether records of these (topic, partition) pairs, or any at all, are handled or could be now."""
+        cdef Account *account
+        cdef Flight *flight
+        if partitions is None and (self.running or self.failed):
+            return True
+        for key, address in self.consumer.accounts.items():
+            if partitions is not None and key not in partitions:
+                continue
+            account = <Account *><uintptr_t>address
+            flight = <Flight *>account.first_open
+            while flight != NULL:
+                if flight.state == RUNNING or (
+                        flight.state == WAITING and (flight.lane == NULL or not flight.lane.resting)):
+                    return True
+                flight = flight.later
+        return False
 
     def clear(self):
         """Free everything, for the consumer closes. What workers still have is theirs: they free it when it ends."""
