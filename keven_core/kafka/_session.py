@@ -603,7 +603,7 @@ class Session:
             self._attempts.assigned()
 
     def _finish_running(self, deadline: float, partitions: list[tuple[str, int]] | None = None) -> Steps:
-        """Let the workers finish what they have of these partitions, or of all, and give up what they have not begun."""
+        """Let the workers finish what they have of these partitions, or of all; give up what they have not begun."""
         flow = self.flow
         if flow is None:
             return
