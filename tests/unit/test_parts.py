@@ -1,6 +1,7 @@
 """tools/test_in_parts.py: every folder is run, no failure is hidden, and Ctrl-C ends all of it in order."""
 
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -22,10 +23,23 @@ def test_last(capfd):
 """
 
 
+def test_each_file_is_in_one_part() -> None:
+    parts = runpy.run_path(str(ROOT / "tools/test_in_parts.py"))["PARTS"]
+    files = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(files) > 60
+
+    def runs(arguments: list[str], file: Path) -> bool:
+        ignored = [each.removeprefix("--ignore=") for each in arguments if each.startswith("--ignore=")]
+        return any(map(file.is_relative_to, arguments)) and not any(map(file.is_relative_to, ignored))
+
+    for file in files:
+        assert sum(runs(arguments, file) for arguments in parts.values()) == 1, file
+
+
 def start(folder: Path, tests: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start it in a folder with these files below tests/, and no options but its own."""
+    """Start it in a folder with these files below tests/ (one that a part names is there in any case)."""
     (folder / "pytest.ini").write_text("[pytest]\naddopts = -ra\n")
-    for name, text in tests.items():
+    for name, text in {"integration/test_real_kafka.py": "", **tests}.items():
         path = folder / "tests" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
