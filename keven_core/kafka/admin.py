@@ -28,8 +28,8 @@ def create_topics(
 ) -> list[str]:
     """Create topics; one that exists already is left as it is. Blocks up to `timeout_s`.
 
-    `partitions` -1 takes the broker's default, as does the replication factor. Returns the topics that exist now; single
-    brokers may learn of them later. Raises KafkaError.
+    `partitions` -1 takes the broker's default, as does the replication factor. Returns the topics that exist now;
+    single brokers may learn of them later. Raises KafkaError.
     """
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient

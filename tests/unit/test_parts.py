@@ -66,8 +66,8 @@ def test_all_parts_pass(tmp_path: Path) -> None:
     files = {"integration/test_a.py": PASSES, "faults/test_b.py": PASSES, "new/test_c.py": PASSES + SKIPS}
     code, out = run(tmp_path, files)
     assert code == 0, out
-    for part, name in (("integration", "integration/test_a.py"), ("faults", "faults/test_b.py"), ("others", "new/test_c")):
-        assert re.search(rf"^{part} +\| tests/{name}.* \.", out, re.MULTILINE), out
+    for part, name in (("integration", "integration/test_a"), ("faults", "faults/test_b"), ("others", "new/test_c")):
+        assert re.search(rf"^{part} +\| tests/{name}.py \.", out, re.MULTILINE), out
     assert "no such thing here" in out
     assert out.count("1 passed") == 3
     assert re.findall(r"^(\w+) +passed in \d+ s$", out, re.MULTILINE) == ["others", "integration", "faults"]
@@ -113,7 +113,7 @@ def test_ctrl_c_ends_all_parts_in_order(tmp_path: Path) -> None:
     with start(tmp_path, dict.fromkeys(names, WAITS)) as process:
         paths = [tmp_path / "tests" / name for name in names]
         try:
-            wait_until(lambda: all(path.with_suffix(".started").exists() for path in paths), 60, "all parts are at work")
+            wait_until(lambda: all(path.with_suffix(".started").exists() for path in paths), 60, "all are at work")
             process.send_signal(signal.SIGINT)
             out, _ = process.communicate(timeout=30)
         finally:
