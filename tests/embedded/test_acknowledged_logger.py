@@ -353,6 +353,24 @@ def test_a_refused_message_raises_where_it_is_awaited_and_nowhere_else(
     assert values(embedded_kafka, topic) == [b"connected", b"taken"]
 
 
+@pytest.mark.logs_errors
+def test_headers_of_refused_messages_always_come_back(
+    embedded_kafka: Any, topic: str, make: Callable[..., KafkaLogger]
+) -> None:
+    """The answer may be taken by one thread before another has returned from handing the message over."""
+    log = make()
+    headers = [("a", b"1")]
+
+    async def main() -> None:
+        for _ in range(1000):
+            embedded_kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
+            with pytest.raises(DeliveryError) as caught:
+                await log.alog(b"refused", headers=headers)
+            assert caught.value.failures[0].headers == headers
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("given", "error"),
     [
