@@ -16,14 +16,15 @@ import sys
 import threading
 import time
 
-# The launcher's own tests start a dozen brokers: they go with the faults, so that the parts take about the same time.
+# The launcher's own tests start a dozen brokers. They go with the faults, so that these parts take about equally long.
 _LAUNCHER = "tests/integration/test_real_kafka.py"
-PARTS = {
-    # Whatever is not in another part, so that no folder is left out.
-    "others": ["tests", "--ignore=tests/integration", "--ignore=tests/faults"],
+_LONG = {
+    "embedded": ["tests/embedded"],
     "integration": ["tests/integration", f"--ignore={_LAUNCHER}"],
     "faults": ["tests/faults", _LAUNCHER],
 }
+# Whatever is not in one of them is in the first, so that no folder is left out.
+PARTS = {"others": ["tests", *(f"--ignore={folders[0]}" for folders in _LONG.values())], **_LONG}
 
 
 class Part:

@@ -11,6 +11,9 @@ from pathlib import Path
 from builds import ROOT, child_environment
 from waiting import wait_until
 
+SCRIPT = ROOT / "tools/test_in_parts.py"
+PARTS = runpy.run_path(str(SCRIPT))["PARTS"]
+
 PASSES = "def test_it(): pass\n"
 SKIPS = "import pytest\ndef test_skipped(): pytest.skip('no such thing here')\n"
 FAILS = "def test_wrong(): assert 1 == 2\n"
@@ -24,7 +27,6 @@ def test_last(capfd):
 
 
 def test_each_file_is_in_one_part() -> None:
-    parts = runpy.run_path(str(ROOT / "tools/test_in_parts.py"))["PARTS"]
     files = [path.relative_to(ROOT) for path in (ROOT / "tests").rglob("test_*.py")]
     assert len(files) > 60
 
@@ -33,18 +35,18 @@ def test_each_file_is_in_one_part() -> None:
         return any(map(file.is_relative_to, arguments)) and not any(map(file.is_relative_to, ignored))
 
     for file in files:
-        assert sum(runs(arguments, file) for arguments in parts.values()) == 1, file
+        assert sum(runs(arguments, file) for arguments in PARTS.values()) == 1, file
 
 
 def start(folder: Path, tests: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start it in a folder with these files below tests/ (one that a part names is there in any case)."""
+    """Start it in a folder with these files below tests/, and those without which a part would have nothing to do."""
     (folder / "pytest.ini").write_text("[pytest]\naddopts = -ra\n")
-    for name, text in {"integration/test_real_kafka.py": "", **tests}.items():
+    for name, text in {"embedded/test_d.py": PASSES, "integration/test_real_kafka.py": "", **tests}.items():
         path = folder / "tests" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "tools/test_in_parts.py")],
+        [sys.executable, str(SCRIPT)],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -69,8 +71,8 @@ def test_all_parts_pass(tmp_path: Path) -> None:
     for part, name in (("integration", "integration/test_a"), ("faults", "faults/test_b"), ("others", "new/test_c")):
         assert re.search(rf"^{part} +\| tests/{name}.py \.", out, re.MULTILINE), out
     assert "no such thing here" in out
-    assert out.count("1 passed") == 3
-    assert re.findall(r"^(\w+) +passed in \d+ s$", out, re.MULTILINE) == ["others", "integration", "faults"]
+    assert out.count("1 passed") == 4
+    assert re.findall(r"^(\w+) +passed in \d+ s$", out, re.MULTILINE) == [*PARTS]
 
 
 def test_failures_come_last_and_fail_the_run(tmp_path: Path) -> None:
@@ -84,6 +86,7 @@ def test_failures_come_last_and_fail_the_run(tmp_path: Path) -> None:
     # There is no report of this one: all that it wrote comes again.
     assert "last words" in failed.partition("\nfaults:\n")[2]
     assert re.findall(r"^(\w+) +(passed|FAILED with exit code \d) in \d+ s$", out, re.MULTILINE) == [
+        ("embedded", "passed"),
         ("integration", "passed"),
         ("others", "FAILED with exit code 1"),
         ("faults", "FAILED with exit code 3"),
@@ -109,7 +112,7 @@ def test_it(torn_down):
 
 
 def test_ctrl_c_ends_all_parts_in_order(tmp_path: Path) -> None:
-    names = ["unit/test_a.py", "integration/test_b.py", "faults/test_c.py"]
+    names = ["unit/test_a.py", "integration/test_b.py", "faults/test_c.py", "embedded/test_d.py"]
     with start(tmp_path, dict.fromkeys(names, WAITS)) as process:
         paths = [tmp_path / "tests" / name for name in names]
         try:
@@ -119,5 +122,5 @@ def test_ctrl_c_ends_all_parts_in_order(tmp_path: Path) -> None:
         finally:
             process.kill()
     assert process.returncode == 130
-    assert out.count("KeyboardInterrupt") >= 3
+    assert out.count("KeyboardInterrupt") >= 4
     assert all(path.with_suffix(".ended").exists() for path in paths)
