@@ -76,7 +76,8 @@ def fresh_kafka(own_kafka: RealKafka) -> RealKafka:
 
     there = named()
     if there:
-        for future in admin_of(address).delete_topics(there, operation_timeout=20).values():
+        admin = admin_of(address)
+        for future in admin.delete_topics(there, operation_timeout=20).values():
             future.result(timeout=25)
         wait_until(lambda: not named(), "the broker has learnt that they are gone", 20)
     return own_kafka

@@ -107,7 +107,8 @@ def change_password(kafka: RealKafka, password: str) -> None:
     """Give the user "keven" another password (SCRAM-SHA-256), and wait until it can log in with it."""
     info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
     change = UserScramCredentialUpsertion("keven", info, password.encode())
-    for future in admin_of(kafka.direct_bootstrap_servers).alter_user_scram_credentials([change]).values():
+    admin = admin_of(kafka.direct_bootstrap_servers)  # its end would be the request's
+    for future in admin.alter_user_scram_credentials([change]).values():
         future.result(20)
 
     def logs_in() -> bool:
