@@ -34,9 +34,9 @@ $(VENV)/.test: $(VENV)/.built
 demo: $(VENV)/.built  ## build, then 200 000 events through registered handlers
 	$(PY) -m keven_core.demo
 
-test: $(VENV)/.test  ## everything needed, then all tests
+test: $(VENV)/.test  ## everything needed, then all tests, in parts side by side
 	@tools/rdkafka-headers
-	$(PY) -m pytest
+	$(PY) tools/test_in_parts.py
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PY) -m pip install --quiet --no-build-isolation --editable '.[demo,test,bench]'

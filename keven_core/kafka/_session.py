@@ -339,6 +339,7 @@ class Session:
         named = [topic for topic in plan.topics if not topic.startswith("^")]
         deadline: float | None = None
         tried = False
+        created: list[str] = []
         while True:
             try:
                 found = yield Call(lambda: consumer.metadata(3000), patient=True)
@@ -357,14 +358,20 @@ class Session:
                     yield self._create_topics([plan.dead_letter_topic], COPY_TOPIC_CONFIG)
                 ours = [topic for topic in missing if topic in plan.optional_topics or topic == plan.retry_topic]
                 if ours:
-                    yield self._create_topics(ours, {})
+                    created = yield self._create_topics(ours, {})
                     continue
             required = [topic for topic in missing if topic not in plan.optional_topics]
-            if not required:
+            # The broker that is asked may not know yet what was just created. A topic that is unknown when it is
+            # subscribed to is looked for again with librdkafka's next refresh of metadata, after 5 minutes.
+            unseen = [topic for topic in created if topic in missing]
+            if not required and not unseen:
                 return
             now = time.monotonic()
             deadline = deadline or now + _TOPIC_WAIT_S
             if now > deadline:
+                if not required:
+                    logger.warning("created, but not known at %s yet: %s", plan.address, ", ".join(unseen))
+                    return
                 raise UnknownTopicError(
                     f"topic(s) {', '.join(required)} do not exist on {plan.address}: create them, or check the names "
                     f"(only default topics are created, by KEVEN_CREATE_TOPICS)",

@@ -25,10 +25,11 @@ def create_topics(
     partitions: int = -1,
     config: Mapping[str, str] | None = None,
     timeout_s: float = 30.0,
-) -> None:
+) -> list[str]:
     """Create topics; one that exists already is left as it is. Blocks up to `timeout_s`.
 
-    `partitions` -1 takes the broker's default, as does the replication factor. Raises KafkaError.
+    `partitions` -1 takes the broker's default, as does the replication factor. Returns the topics that exist now;
+    single brokers may learn of them later. Raises KafkaError.
     """
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
@@ -40,13 +41,18 @@ def create_topics(
         options["oauth_cb"] = lambda given: source(given)[:2]
     client = AdminClient(options, logger=logger)
     new = [NewTopic(topic, partitions, -1, config=dict(config or {})) for topic in topics]
+    there = []
     for topic, future in client.create_topics(new, operation_timeout=timeout_s, request_timeout=timeout_s).items():
         try:
             future.result(timeout_s + 5)
         except KafkaException as error:
             answer = error.args[0]
             # A broker without this request (librdkafka's embedded one) creates topics by itself when they are used.
-            if answer.name() not in ("TOPIC_ALREADY_EXISTS", "_UNSUPPORTED_FEATURE"):
+            if answer.name() == "_UNSUPPORTED_FEATURE":
+                continue
+            if answer.name() != "TOPIC_ALREADY_EXISTS":
                 raise kafka_error(
                     answer.code(), answer.name(), f"topic {topic} can't be created: {answer.str()}"
                 ) from None
+        there.append(topic)
+    return there

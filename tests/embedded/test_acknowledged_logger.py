@@ -353,6 +353,24 @@ def test_a_refused_message_raises_where_it_is_awaited_and_nowhere_else(
     assert values(embedded_kafka, topic) == [b"connected", b"taken"]
 
 
+@pytest.mark.logs_errors
+def test_headers_of_refused_messages_always_come_back(
+    embedded_kafka: Any, topic: str, make: Callable[..., KafkaLogger]
+) -> None:
+    """The answer may be taken by one thread before another has returned from handing the message over."""
+    log = make()
+    headers = [("a", b"1")]
+
+    async def main() -> None:
+        for _ in range(1000):
+            embedded_kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
+            with pytest.raises(DeliveryError) as caught:
+                await log.alog(b"refused", headers=headers)
+            assert caught.value.failures[0].headers == headers
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(
     ("given", "error"),
     [
@@ -515,14 +533,14 @@ def test_flush_of_the_producer_waits_for_what_was_produced_through_it(
     log = make()
     assert log.producer.flush() == 0
     log.log(b"connected")
-    slow.set_latency(300)
+    slow.set_latency(1000)
     started = time.monotonic()
     for message in numbered(20):
         log.producer.produce(topic, message, key=b"k", headers=[("a", b"1")])
-    assert time.monotonic() - started < 0.25
+    assert time.monotonic() - started < 0.9
     assert log.producer.flush(0) == 20
     assert log.producer.flush(10) == 0
-    assert time.monotonic() - started >= 0.3
+    assert time.monotonic() - started >= 1
     slow.set_latency(0)
     assert values(slow, topic) == [b"connected", *numbered(20)]
 

@@ -628,7 +628,7 @@ def test_ctrl_c_interrupts_flush(embedded_kafka: Any, make: Callable[..., KafkaB
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         log.flush()
-    assert time.monotonic() - struck[0] < 0.5
+    assert time.monotonic() - struck[0] < 1.5
     embedded_kafka.broker_up()
     assert log.flush() == 2
 

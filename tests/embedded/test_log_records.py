@@ -295,11 +295,11 @@ def test_a_broker_that_is_away_costs_the_service_no_time_and_close_a_bounded_one
 ) -> None:
     embedded_kafka.broker_down()
     started = time.monotonic()
-    with attached(KafkaLogHandler(logger=dropping(embedded_kafka, 1000), flush_timeout=0.5), app) as handler:
+    with attached(KafkaLogHandler(logger=dropping(embedded_kafka, 1000), flush_timeout=1), app) as handler:
         for number in range(10):
             app.info("%d", number)
-        assert time.monotonic() - started < 0.4
-    assert time.monotonic() - started < 3
+        assert time.monotonic() - started < 0.9
+    assert time.monotonic() - started < 4
     assert (handler.dropped_count, handler.failed_count) == (0, 10)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("keven_core.log_handler")]
     assert "10 message(s) were not acknowledged within" in lines[0]

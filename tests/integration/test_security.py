@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from real_services import Service, Services, read_topic, send
+from real_services import Service, Services, change_password, read_topic, send
 
 from keven_core.testing.real_kafka import RealKafka, ThrowAwayCa
 
@@ -226,18 +226,3 @@ def test_a_password_that_is_changed_back_later(own_kafka: RealKafka, own_service
     send(own_kafka.direct_bootstrap_servers, own_topic, [b'{"event_name":"LOAD","id":2}'])
     service.wait_for(lambda: "handled 2" in service.out, "it goes on by itself")
     service.stop()
-
-
-def change_password(kafka: RealKafka, password: str) -> None:
-    from confluent_kafka.admin import (
-        AdminClient,
-        ScramCredentialInfo,
-        ScramMechanism,
-        UserScramCredentialUpsertion,
-    )
-
-    admin = AdminClient({"bootstrap.servers": kafka.direct_bootstrap_servers})
-    info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
-    change = UserScramCredentialUpsertion("keven", info, password.encode())
-    for future in admin.alter_user_scram_credentials([change]).values():
-        future.result(20)

@@ -205,6 +205,34 @@ def test_default_and_dead_letter_topics_are_created(
     assert letter.value() == b'{"number":-1}'
 
 
+# The answer comes before the broker that the service asks knows of the topics: the lag of a busy or large cluster.
+CREATES_LATE = """
+import threading
+from keven_core.kafka import admin
+
+create = admin.create_topics
+
+
+def create_late(settings, address, topics, **options):
+    topics = list(topics)
+    threading.Timer(1.5, create, (settings, address, topics), options).start()
+    return topics
+
+
+admin.create_topics = create_late
+"""
+
+
+def test_created_topics_that_the_broker_learns_of_late(
+    kafka: Any, services: Services, topic: str, event_topic: str
+) -> None:
+    service = services.run_script("service", CREATES_LATE + DEFAULT_TOPICS, topic, topic.upper())
+    service.wait_for(lambda: event_topic in topics_of(kafka.bootstrap_servers), "its topic is made")
+    send(kafka.bootstrap_servers, event_topic, [b'{"number":1}'])
+    service.wait_for(lambda: "handled 1" in service.out, "the event is handled", 30)
+    service.stop()
+
+
 def test_no_topic_is_created_when_that_is_switched_off(
     kafka: Any, services: Services, topic: str, event_topic: str
 ) -> None:

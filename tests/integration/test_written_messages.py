@@ -14,14 +14,10 @@ from confluent_kafka.admin import (
     AclBindingFilter,
     AclOperation,
     AclPermissionType,
-    AdminClient,
     ResourcePatternType,
     ResourceType,
-    ScramCredentialInfo,
-    ScramMechanism,
-    UserScramCredentialUpsertion,
 )
-from real_services import admin_of, read_topic, topics_of, wait_until
+from real_services import admin_of, change_password, read_topic, topics_of, wait_until
 
 from keven_core.kafka._producers import close_producers
 from keven_core.kafka.config import Settings
@@ -171,6 +167,8 @@ def test_no_permission(
     rule = (ResourceType.TOPIC, forbidden, ResourcePatternType.LITERAL, "User:keven", "*", operation)
     [made] = admin.create_acls([AclBinding(*rule, AclPermissionType.DENY)]).values()
     made.result(20)
+    there = AclBindingFilter(*rule, AclPermissionType.DENY)
+    wait_until(lambda: admin.describe_acls(there).result(20), "the broker has learnt of the rule", 20)
     try:
         mine = settings("sasl", KEVEN_CREATE_TOPICS=False)
         batch = KafkaBatchLogger(topic=allowed, settings=mine, timeout=TIMEOUT_S)
@@ -190,7 +188,7 @@ def test_no_permission(
         assert isinstance(caught.value.failures[0].error, AuthorizationError)
         single.log(b"allowed", topic=allowed)
     finally:
-        [gone] = admin.delete_acls([AclBindingFilter(*rule, AclPermissionType.DENY)]).values()
+        [gone] = admin.delete_acls([there]).values()
         gone.result(20)
     assert values_of(own_kafka, allowed) == [*(b"%d" % number for number in range(10)), b"allowed"]
     assert values_of(own_kafka, forbidden) == []
@@ -266,14 +264,6 @@ def test_right_credentials(
     for call in calls(own_topic, settings(kind, mechanism)).values():
         call()
     assert sorted(values_of(own_kafka, own_topic)) == [b"x"] * 5 + [b"y"]
-
-
-def change_password(kafka: RealKafka, password: str) -> None:
-    admin = AdminClient({"bootstrap.servers": kafka.direct_bootstrap_servers})
-    info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
-    change = UserScramCredentialUpsertion("keven", info, password.encode())
-    for future in admin.alter_user_scram_credentials([change]).values():
-        future.result(20)
 
 
 def test_a_password_that_is_put_right(own_kafka: RealKafka, own_topic: str, settings: MakeSettings) -> None:

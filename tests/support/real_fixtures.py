@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_services import Services, admin_of, direct_address, heal, own_broker
+from real_services import Services, admin_of, direct_address, heal, own_broker, topics_of, wait_until
 
 from keven_core.testing.real_kafka import RealKafka
 
@@ -69,11 +69,17 @@ def own_kafka() -> Iterator[RealKafka]:
 @pytest.fixture
 def fresh_kafka(own_kafka: RealKafka) -> RealKafka:
     """The own broker without any topic."""
-    admin = admin_of(own_kafka.direct_bootstrap_servers)
-    there = [name for name in admin.list_topics(timeout=20).topics if not name.startswith("__")]
+    address = own_kafka.direct_bootstrap_servers
+
+    def named() -> list[str]:
+        return [name for name in topics_of(address) if not name.startswith("__")]
+
+    there = named()
     if there:
+        admin = admin_of(address)
         for future in admin.delete_topics(there, operation_timeout=20).values():
             future.result(timeout=25)
+        wait_until(lambda: not named(), "the broker has learnt that they are gone", 20)
     return own_kafka
 
 

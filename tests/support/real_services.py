@@ -23,8 +23,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    ResourceType,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialUpsertion,
+)
 
 import keven_core
 from keven_core.testing.pytest_plugin import skip_without_kafka
@@ -92,6 +101,25 @@ def heal(kafka: RealKafka) -> None:
 def admin_of(address: str, **settings: Any) -> AdminClient:
     """An AdminClient that is quiet about lost connections."""
     return AdminClient({"bootstrap.servers": address, "log_level": 2, "reconnect.backoff.max.ms": 250, **settings})
+
+
+def change_password(kafka: RealKafka, password: str) -> None:
+    """Give the user "keven" another password (SCRAM-SHA-256), and wait until it can log in with it."""
+    info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
+    change = UserScramCredentialUpsertion("keven", info, password.encode())
+    admin = admin_of(kafka.direct_bootstrap_servers)  # its end would be the request's
+    for future in admin.alter_user_scram_credentials([change]).values():
+        future.result(20)
+
+    def logs_in() -> bool:
+        settings = kafka.client_config("sasl", mechanism="SCRAM-SHA-256") | {"sasl.password": password}
+        try:
+            return bool(admin_of(settings.pop("bootstrap.servers"), **settings).list_topics(timeout=1).brokers)
+        except KafkaException:
+            return False
+
+    # The broker's controller has written it down; what asks for passwords learns of it a moment later.
+    wait_until(logs_in, "the new password is known", 20)
 
 
 def direct_address(kafka: Any) -> str:

@@ -126,6 +126,7 @@ cdef int _hand_over(Sender *sender, Slot *slot) noexcept nogil:
     cdef rd_kafka_vu_t vus[7]
     cdef rd_kafka_error_t *error
     cdef Extra *extra = slot.extra
+    cdef rd_kafka_headers_t *headers = extra.headers if extra != NULL else NULL
     cdef size_t count = 4
     cdef int code
     cdef size_t key_size
@@ -153,15 +154,18 @@ cdef int _hand_over(Sender *sender, Slot *slot) noexcept nogil:
         vus[count].vtype = RD_KAFKA_VTYPE_TIMESTAMP
         vus[count].u.i64 = extra.timestamp_ms
         count += 1
-    if extra.headers != NULL:
+    if headers != NULL:
         vus[count].vtype = RD_KAFKA_VTYPE_HEADERS
-        vus[count].u.headers = extra.headers
+        vus[count].u.headers = headers
         count += 1
+    # They are librdkafka's from here on. Before the call returns, another thread may have taken the message's report,
+    # put its headers back and freed it: nothing of it is touched afterwards.
+    extra.headers = NULL
     error = api.produceva(sender.rk, vus, count)
     if error == NULL:
-        extra.headers = NULL  # librdkafka's now
         return 0
     # rdkafka.h, rd_kafka_produceva: on error the message and its headers stay the caller's.
+    extra.headers = headers
     code = api.error_code(error)
     api.error_destroy(error)
     return code
