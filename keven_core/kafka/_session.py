@@ -83,8 +83,8 @@ class TopicPartition:
 class FlowPlan:
     """How records are handled that are in flight at once; without one they are handled one after the other.
 
-    `tasks` is for servers with an event loop; their synchronous handlers run in `threads`, if there are any. On the
-    others the handlers run in `threads`; without any, in the owner's.
+    In an event loop `tasks` handle them, and their synchronous handlers run in `threads`, if there are any. Without a
+    loop `threads` handle them; without any, the owner's.
     """
 
     order: Order

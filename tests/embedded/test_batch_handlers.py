@@ -313,7 +313,7 @@ def test_values_of_a_foreign_topic_come_in_lists_too(cluster: Any, mode: str) ->
         with pytest.raises(LookupError, match="current_records"):
             current_record()
 
-    topics(cluster, "prices")
+    cluster.create_topic("prices", 1)
     send(cluster, "prices", *(b'{"cents":%d}' % cents for cents in range(6)))
     run(reading_server(cluster, "prices"), mode)
     assert seen == [[0, 1, 2], [3, 4, 5]]
@@ -346,6 +346,7 @@ def test_a_stop_handles_the_list_that_was_begun_and_no_more(cluster: Any) -> Non
     with live(server) as running:
         assert entered.wait(30)
         server.stop()
+        wait_until(lambda: totals(server).get("stale") == 15, "the rest is given up")
         release.set()
         running.join()
     assert lists == [list(range(10))]

@@ -254,11 +254,9 @@ class KafkaConsumerServer:
         if in_flight == 1 and threads == 0 and not largest_batch and not policies.any_in_place:
             return None
         window = max(2000, 4 * in_flight, 4 * largest_batch)
-        if self.needs_loop():
-            return FlowPlan(self.order, tasks=in_flight, threads=threads, window=window)
-        if threads == 0 and in_flight > 1:
+        if threads == 0 and in_flight > 1 and not self.needs_loop():
             threads = _MOST_THREADS
-        return FlowPlan(self.order, tasks=0, threads=min(threads, in_flight), window=window)
+        return FlowPlan(self.order, tasks=in_flight, threads=min(threads, in_flight), window=window)
 
     def _some_handlers(self, name: str, handlers: tuple[str, ...]) -> Callable[[Any], Any] | None:
         runner = self._routing_runner()
