@@ -22,7 +22,9 @@ PARTITIONS = 4
 RUN = 100
 # Names on the topic "mixed", which shows what the number of registered events costs.
 MIXED_NAMES = [f"MIXED_EVENT_{index}" for index in range(10)]
-KINDS = ("json", "spaces", "msgpack", "mixed")
+KINDS = ("json", "spaces", "msgpack", "mixed", "keyed")
+# On the topic "keyed": different keys, so that records of one key are rare among those in flight.
+KEYS = 10_000
 
 
 class OrderPlaced(Event):
@@ -83,17 +85,22 @@ def values(kind: str, count: int) -> Iterator[tuple[str, bytes]]:
         yield event.event_name, encode(event)
 
 
+def key_of(kind: str, index: int) -> bytes | None:
+    """The key of the event with this index."""
+    return b"customer-%d" % (index % KEYS) if kind == "keyed" else None
+
+
 def partition_of(index: int) -> int:
     """Where the event with this index goes."""
     return index // RUN % PARTITIONS
 
 
-def on_topic(kind: str, count: int) -> Iterator[tuple[int, str, bytes]]:
-    """Everything on a topic, as (partition, event name, value), in the order in which it is produced."""
+def on_topic(kind: str, count: int) -> Iterator[tuple[int, str, bytes, bytes | None]]:
+    """Everything on a topic, as (partition, event name, value, key), in the order in which it is produced."""
     encode = encoder(kind)
     for partition in range(PARTITIONS):
-        yield partition, BenchStart.event_name, encode(BenchStart())
+        yield partition, BenchStart.event_name, encode(BenchStart()), None
     for index, (name, value) in enumerate(values(kind, count)):
-        yield partition_of(index), name, value
+        yield partition_of(index), name, value, key_of(kind, index)
     for partition in range(PARTITIONS):
-        yield partition, BenchEnd.event_name, encode(BenchEnd())
+        yield partition, BenchEnd.event_name, encode(BenchEnd()), None

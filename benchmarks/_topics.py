@@ -113,11 +113,11 @@ def fill_producer(address: str, **options: Any) -> Producer:
     )
 
 
-def produce(producer: Producer, topic: str, partition: int, name: str, value: bytes) -> None:
+def produce(producer: Producer, topic: str, partition: int, name: str, value: bytes, key: bytes | None = None) -> None:
     """Hand one event to the producer, waiting while its queue is full."""
     while True:
         try:
-            producer.produce(topic, value, partition=partition, headers=[("event_name", name.encode())])
+            producer.produce(topic, value, key, partition=partition, headers=[("event_name", name.encode())])
             return
         except BufferError:
             producer.poll(0.1)
@@ -131,8 +131,8 @@ def ensure(address: str, kind: str, messages: int) -> str:
         return topic
     create(address, topic)
     producer = fill_producer(address)
-    for index, (partition, name, value) in enumerate(_events.on_topic(kind, messages)):
-        produce(producer, topic, partition, name, value)
+    for index, (partition, name, value, key) in enumerate(_events.on_topic(kind, messages)):
+        produce(producer, topic, partition, name, value, key)
         if index % 1000 == 0:
             producer.poll(0)
     producer.flush()

@@ -45,6 +45,12 @@ def contestants() -> list[Contestant]:
         Contestant("keven raw", "benchmarks._keven:run_raw", "the compiled consumer alone: no group, nothing stored"),
         Contestant("keven skip", _SERVER, "as sync, no handler for the event", options={"registered": []}),
         Contestant("keven async", _SERVER, "as sync, `async def` handler, uvloop", options={"is_async": True}),
+        Contestant(
+            "keven batch",
+            "benchmarks._keven:run_batches",
+            "as sync, `handle_batch` of up to 500 events",
+            options={"batch_handler": 500},
+        ),
         Contestant("keven msgpack", _SERVER, "as sync, MessagePack", topic="msgpack"),
         Contestant("keven spaces", _SERVER, "as sync, JSON with spaces after separators", topic="spaces"),
         Contestant("keven 10 events", _SERVER, "10 registered events, all on the topic", "mixed", {"registered": 10}),
@@ -179,6 +185,7 @@ def targets(results: Rounds, soak: dict[str, Any] | None) -> list[Target]:
             "JSON with spaces / without (owner CPU)", 0.95, **both(results, "keven spaces", "keven sync", judged=cpu)
         ),
         Target("MessagePack / JSON (wall)", 1.2, **both(results, "keven msgpack", "keven sync", judged=wall)),
+        Target("batches of 500 / sync (wall)", 1.15, **both(results, "keven batch", "keven sync", judged=wall)),
         Target("async / sync (wall)", 0.7, **both(results, "keven async", "keven sync", judged=wall)),
         Target("async / AIOConsumer.consume (wall)", 1.5, **both(results, "keven async", "AIOConsumer", judged=wall)),
     ]

@@ -43,6 +43,8 @@ __all__ = [
 # How long an idle server sleeps at a time. Sync: bounds the delay of a signal that another thread received.
 _SYNC_SLICE_MS = 100
 _ASYNC_SLICE_S = 0.5
+# How long records are taken over before the tasks of the loop have their turn.
+_FEED_S = 0.005
 
 Steps = Generator[Any, Any, None]
 
@@ -246,6 +248,7 @@ class _AsyncDriver:
         self._fd: int | None = None
         self._crew: Tasks | None = None
         self._crew_failure: BaseException | None = None
+        self._fed_at = 0.0  # when the loop had its turn last
         self._timer: asyncio.TimerHandle | None = None
 
     def new_worker(self) -> asyncio.Task[None]:
@@ -313,7 +316,11 @@ class _AsyncDriver:
             raise self._crew_failure
         flow.intake()
         self._crew.work()
-        await asyncio.sleep(0)
+        # The window is filled in one turn: the workers' next one may be long. Only then the loop has its own.
+        now = self._loop.time()
+        if now - self._fed_at > _FEED_S:
+            await asyncio.sleep(0)
+            self._fed_at = self._loop.time()
 
     def _on_crew_failure(self, error: BaseException) -> None:
         self._crew_failure = self._crew_failure or error
@@ -374,6 +381,7 @@ class _AsyncDriver:
             await self._woken
         finally:
             self._woken = None
+            self._fed_at = self._loop.time()
             if due is not None:
                 due.cancel()
 
