@@ -22,6 +22,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from keven_core.kafka import _supervised
 from keven_core.kafka import record as record_module
 from keven_core.kafka._copies import COPY_TOPIC_CONFIG, CopyPublisher, copy_options
 from keven_core.kafka._drivers import FETCH, WORK, Call, Handle, Hook, Steps, Stopped, fulfil
@@ -43,6 +44,7 @@ from keven_core.kafka.errors import (
     OffsetOutOfRangeError,
     UndecodableError,
     UnknownTopicError,
+    WorkerDiedError,
     refused_credentials,
 )
 from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
@@ -131,6 +133,7 @@ class Session:
         self._slow_limiter = RateLimiter(1, 5.0)
         self._copies: CopyPublisher | None = None
         self._failures: Failures | None = None
+        self._supervised = _supervised.claim()
         self._shelf = Shelf(_SHELF_BYTES)
         self._shelf_used = False  # something is held, or was a moment ago
         self._shelf_paused = False
@@ -260,6 +263,8 @@ class Session:
             commit=commit,
             partition_eof=plan.until_end,
         )
+        if self._supervised is not None and plan.use_group:
+            options = self._supervised.consumer_options(options)
         # What on_start has set is seen by every handler; what a handler sets, by none but itself.
         self.base_context = contextvars.copy_context()
         self.base_context.run(record_module._source.set, self)
@@ -288,6 +293,7 @@ class Session:
             context=self.base_context,
             parks=[plan.retry_topic] if plan.policies else [],
             on_parked=self._hold,
+            suspects=self._supervised.suspects if self._supervised is not None else None,
         )
         self._serve()
         if self.stopping:
@@ -302,6 +308,7 @@ class Session:
         deadline: float | None = None
         tried = False
         while True:
+            self._beat()
             try:
                 found = yield Call(lambda: consumer.metadata(3000), patient=True)
             except (BrokerUnavailableError, KafkaTimeoutError) as error:
@@ -363,6 +370,8 @@ class Session:
         consumer = self.consumer
         assert consumer is not None
         self._last_message = time.monotonic()
+        if self._supervised is not None:
+            self._supervised.consuming()
         while not self.stopping or self._may_finish():
             count = consumer.in_hand if self.stopping else (yield FETCH)
             if count:
@@ -372,6 +381,9 @@ class Session:
                     raise failure
                 if self._raise_after_batch is not None:
                     raise self._raise_after_batch
+                if consumer.suspect_ahead:
+                    yield from self._commit_before_suspect()
+                    consumer.admit_suspect()
             now = time.monotonic()
             if count:
                 self._last_message = now
@@ -435,11 +447,51 @@ class Session:
                     if self.consumer is not None:
                         self.consumer.store(promises.give_up())
                     return promises.unkept()
+                self._beat()
                 yield Call(lambda: promises.wait(0.1))
                 self._keep_promises()
         except DeliveryError as error:
             return error
         return None
+
+    # --- under a supervisor ------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        if self._supervised is not None:
+            self._supervised.suspects.beat()
+
+    def _commit_before_suspect(self) -> Steps:
+        """Commit what is done, since the next record may end this process: then it alone is handled again."""
+        assert self.consumer is not None
+        failure = yield from self._await_promises(_COPY_WAIT_S, all_of_them=True)
+        if failure is not None:
+            raise failure
+        try:
+            yield Call(lambda: self.consumer.commit(self.plan.settings.close_timeout_ms))  # type: ignore[union-attr]
+        except CommitError as error:
+            self._warn("commit", "before a record that a worker has died with: %s", error)
+
+    def _watched(self, held: Held, call: Callable[[], Any]) -> Generator[Any, Any, Any]:
+        """Handle a record of the retry topic as one in hand, which the supervisor knows of."""
+        if self._supervised is None:
+            return (yield Handle(call))
+        suspects, copy = self._supervised.suspects, held.record
+        found = suspects.find(copy.topic, copy.partition, copy.offset)
+        if found is not None:
+            deaths, condemned, why = found
+            if condemned:
+                raise WorkerDiedError(
+                    f"worker processes have died with it {deaths} times, the last time: {why}; it was not handled again"
+                )
+            yield from self._commit_before_suspect()
+        cell = suspects.enter(suspects.place_of(copy.topic, copy.partition), copy.offset)
+        try:
+            result = yield Handle(call)
+        except Exception:
+            suspects.leave(cell)
+            raise
+        suspects.leave(cell)
+        return result
 
     # --- other attempts ----------------------------------------------------------------------------------------------
 
@@ -503,7 +555,7 @@ class Session:
                 return "skipped"
             stage = "handle"
             self._again = record
-            result = yield Handle(call)
+            result = yield from self._watched(held, call)
             if isinstance(result, Outcome):
                 raise result
         except Exception as error:

@@ -35,6 +35,7 @@ __all__ = [
     "UndecodableError",
     "UnknownTopicError",
     "UsageError",
+    "WorkerDiedError",
     "delivery_error",
     "kafka_error",
     "refused_credentials",
@@ -89,6 +90,10 @@ class RecordError(KevenError):
 
 class UndecodableError(RecordError, ValueError):
     """A record's value can't be decoded into its event."""
+
+
+class WorkerDiedError(RecordError):
+    """Worker processes have died with this record in hand, so often that it is not handled any more."""
 
 
 # --- Kafka's answer --------------------------------------------------------------------------------------------------
