@@ -471,19 +471,19 @@ class Session:
         except CommitError as error:
             self._warn("commit", "before a record that a worker has died with: %s", error)
 
-    def _watched(self, held: Held, call: Callable[[], Any]) -> Generator[Any, Any, Any]:
+    def _is_suspect(self, copy: Record) -> bool:
+        if self._supervised is None:
+            return False
+        return self._supervised.suspects.find(copy.topic, copy.partition, copy.offset) is not None
+
+    def _watched(self, copy: Record, call: Callable[[], Any]) -> Generator[Any, Any, Any]:
         """Handle a record of the retry topic as one in hand, which the supervisor knows of."""
         if self._supervised is None:
             return (yield Handle(call))
-        suspects, copy = self._supervised.suspects, held.record
-        found = suspects.find(copy.topic, copy.partition, copy.offset)
-        if found is not None:
-            deaths, condemned, why = found
-            if condemned:
-                raise WorkerDiedError(
-                    f"worker processes have died with it {deaths} times, the last time: {why}; it was not handled again"
-                )
-            yield from self._commit_before_suspect()
+        suspects = self._supervised.suspects
+        deaths, condemned, why = suspects.find(copy.topic, copy.partition, copy.offset) or (0, False, "")
+        if condemned:
+            raise WorkerDiedError(deaths, why)
         cell = suspects.enter(suspects.place_of(copy.topic, copy.partition), copy.offset)
         try:
             result = yield Handle(call)
@@ -504,9 +504,8 @@ class Session:
 
     def _handle_due(self) -> Steps:
         """Handle the records that are due, for a slice of time; say how long the driver may wait for the next one."""
-        consumer, promises = self.consumer, self._promises
+        consumer = self.consumer
         assert consumer is not None
-        assert promises is not None
         end = time.monotonic() + _DUE_SLICE_S
         ready: list[StoredOffset] = []
         first_failures: dict[tuple[str, int], int] = {}
@@ -516,6 +515,10 @@ class Session:
             if held is None:
                 break
             copy = held.record
+            if self._is_suspect(copy):
+                yield from self._store_due(ready, first_failures)
+                ready, first_failures = [], {}
+                yield from self._commit_before_suspect()
             outcome = yield from self._try_again(held)
             consumer.settle(copy.topic, copy.partition, outcome)
             handled += 1
@@ -527,20 +530,27 @@ class Session:
             if offset is not None:
                 ready.append(offset)
         if handled:
-            if promises.made:
-                promises.add(ready, first_failures)
-                if promises.too_many:
-                    failure = yield from self._await_promises(_COPY_WAIT_S, all_of_them=False)
-                    if failure is not None:
-                        raise failure
-            else:
-                consumer.store(ready)
+            yield from self._store_due(ready, first_failures)
             if self._raise_after_batch is not None:
                 raise self._raise_after_batch
         self._bound_shelf()
         self._shelf_used = bool(self._shelf) or self._shelf_paused
         due_ms = self._shelf.next_due_ms
         self.next_due_s = None if due_ms is None else max(0.0, (due_ms - _now_ms()) / 1000)
+
+    def _store_due(self, ready: list[StoredOffset], first_failures: dict[tuple[str, int], int]) -> Steps:
+        """Store the offsets of records of the retry topic, or leave them with the promises."""
+        consumer, promises = self.consumer, self._promises
+        assert consumer is not None
+        assert promises is not None
+        if not promises.made:
+            consumer.store(ready)
+            return
+        promises.add(ready, first_failures)
+        if promises.too_many:
+            failure = yield from self._await_promises(_COPY_WAIT_S, all_of_them=False)
+            if failure is not None:
+                raise failure
 
     def _try_again(self, held: Held) -> Generator[Any, Any, str]:
         """Handle a record whose time has come; the outcome that the ledger counts."""
@@ -555,7 +565,7 @@ class Session:
                 return "skipped"
             stage = "handle"
             self._again = record
-            result = yield from self._watched(held, call)
+            result = yield from self._watched(held.record, call)
             if isinstance(result, Outcome):
                 raise result
         except Exception as error:

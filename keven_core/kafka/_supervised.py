@@ -91,6 +91,9 @@ def life(given: dict[str, Any] | None) -> Iterator[None]:
         if not isinstance(error, KafkaError) or isinstance(error, _LASTING):
             process.suspects.phase = Phase.FAILED
         raise
+    finally:
+        # It ends by itself now; being told so meanwhile must not look like a death.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if not process.told_to_stop:
         process.suspects.phase = Phase.DONE
 

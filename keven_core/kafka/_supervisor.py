@@ -54,6 +54,9 @@ _MOST_CONDEMNED = 20
 # Delays before a worker is started again: doubled with each failure in a row.
 _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 30.0
+# With a record in hand, of which each can kill three only: well before the session of the dead one ends, so that its
+# partitions stay with this place.
+_LONGEST_DELAY_WITH_SUSPECTS_S = 1.0
 # A worker that has lived so long has not failed at once.
 _STEADY_S = 10.0
 # So often in a row a worker may die before it has asked for records; that takes a minute.
@@ -229,7 +232,8 @@ class Place:
             self._state = _State.GONE
             self.code = 0 if early else code
             return End(why, died=self.code != 0)
-        died = code != 0 or (phase != Phase.DONE and bool(list(in_hand)))
+        suspects = bool(list(in_hand))
+        died = code != 0 or (phase != Phase.DONE and suspects)
         if phase in (Phase.DONE, Phase.FAILED):
             self._state = _State.GONE
             self.code = code
@@ -241,7 +245,8 @@ class Place:
             self.code = code
             return End(f"{why}, as {self._failed_starts} in a row before they could start", died, code=code or 1)
         self._failures = (0 if steady else self._failures) + 1
-        delay_s = 0.0 if steady and not died else min(_FIRST_DELAY_S * 2 ** (self._failures - 1), _LONGEST_DELAY_S)
+        longest_s = _LONGEST_DELAY_WITH_SUSPECTS_S if suspects else _LONGEST_DELAY_S
+        delay_s = 0.0 if steady and not died else min(_FIRST_DELAY_S * 2 ** (self._failures - 1), longest_s)
         self._state = _State.WAITING
         self._start_at = now + delay_s
         return End(why, died, delay_s)

@@ -95,6 +95,11 @@ class UndecodableError(RecordError, ValueError):
 class WorkerDiedError(RecordError):
     """Worker processes have died with this record in hand, so often that it is not handled any more."""
 
+    def __init__(self, deaths: int, why: str) -> None:
+        super().__init__(
+            f"worker processes have died with it {deaths} times, the last time: {why}; it was not handled again"
+        )
+
 
 # --- Kafka's answer --------------------------------------------------------------------------------------------------
 

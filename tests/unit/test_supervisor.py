@@ -62,6 +62,15 @@ def test_delays_double_up_to_half_a_minute_and_start_over_after_a_steady_life() 
     assert place.ended(-9, Phase.CONSUMING, [], now + 10).delay_s == 0.2
 
 
+def test_a_record_in_hand_explains_a_death_so_the_next_worker_starts_before_the_session_ends() -> None:
+    place = running()
+    delays = []
+    for _ in range(5):
+        delays.append(place.ended(-9, Phase.CONSUMING, [RECORD], 0.0).delay_s)
+        place.started(0.0)
+    assert delays == [0.2, 0.4, 0.8, 1, 1]
+
+
 def test_starts_that_fail_again_and_again_end_everything() -> None:
     place = running()
     for _ in range(7):

@@ -729,8 +729,7 @@ cdef class Consumer(Membership):
         if condemned:
             account.received += 1
             self.bytes += message.len
-            self._failed(account, message, "handle", errors.WorkerDiedError(
-                f"worker processes have died with it {deaths} times, the last time: {why}; it was not handled again"))
+            self._failed(account, message, "handle", errors.WorkerDiedError(deaths, why))
             return ACCOUNTED
         if not self.suspect_ahead and self.admitted == account and self.admitted_offset == message.offset:
             self.admitted = NULL

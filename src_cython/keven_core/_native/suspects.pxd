@@ -66,6 +66,7 @@ cdef class Suspects:
     cdef int16_t free_cells[CELLS]
     cdef int free_count
 
+    cdef int _check(self) except -1
     cdef Cell *cell(self, int index) noexcept
     cpdef int place_of(self, str topic, int32_t partition) except -2
     cpdef int enter(self, int64_t place, int64_t offset) noexcept
