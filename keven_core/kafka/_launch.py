@@ -5,7 +5,7 @@ defined there are registered. A script without a `__main__` guard reaches the la
 the call ends the import of the script, and the server starts with the handlers above it.
 
 The worker holds the read end of a pipe. When the launching process dies, the pipe closes and the worker stops in order;
-after 4 s it is ended.
+after 3 s it is ended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from keven_core.kafka.errors import LaunchError
 __all__ = ["ORPHAN_GRACE_S", "ServerProcess", "launch", "packed", "read_part", "spawn"]
 
 # How long a process goes on, to end in order, when the one that launched it is gone.
-ORPHAN_GRACE_S = 4.0
+ORPHAN_GRACE_S = 3.0
 
 # Set in a worker while it imports the main script.
 _importing_main = False

@@ -491,7 +491,7 @@ class Supervisor:
         more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
         then = "" if end.delay_s is None else f"; the next one starts in {end.delay_s:g} s"
         self._say(
-            logging.WARNING if end.died else logging.INFO,
+            logging.WARNING if end.died or end.delay_s is not None else logging.INFO,
             "worker %d (%s) has ended: %s%s%s",
             number,
             who,

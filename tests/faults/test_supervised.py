@@ -21,7 +21,7 @@ from waiting import is_gone
 pytestmark = pytest.mark.real_kafka
 
 SERVICE = """
-import ctypes, itertools, logging, os, signal, sys, time
+import itertools, logging, os, signal, sys, time
 from keven_core.kafka import current_record, event_handler
 from keven_core.kafka.events.server import start_events_receiver_process
 
@@ -115,8 +115,6 @@ POISON = """
 def poison(number):
     if number == 1000:
         os._exit(0)
-    if number == 1001:
-        ctypes.string_at(0)  # SIGSEGV
     if number == 1002:
         max(itertools.repeat(0))  # never comes back, nor lets go of the GIL
     if number == 1003:
@@ -132,8 +130,7 @@ def poison(number):
 
 WHY = {
     1000: "it ended with exit code 0",
-    1001: "it was killed by SIGSEGV",
-    1002: "it made no progress for 2 s",
+    1002: "it made no progress for 1.5 s",
     1003: "MiB of memory",
     1004: "it ended with exit code 1",
     1005: "for ever",
@@ -145,7 +142,7 @@ def test_poison_ends_in_the_dead_letter_topic(kafka: Any, services: Services, to
     for number in WHY:
         send(kafka.bootstrap_servers, topic, [load_value(number)], partition=number % 4)
     one_for_each_partition(kafka, topic, 100)
-    limits = {"KEVEN_WORKER_HANG_MS": "2000", "KEVEN_WORKER_MEMORY_BYTES": str(160 << 20)}
+    limits = {"KEVEN_WORKER_HANG_MS": "1500", "KEVEN_WORKER_MEMORY_BYTES": str(160 << 20)}
     # A policy for the one kind: all others are dead-lettered without a retry, being what they are.
     service = run(services, topic, POISON, limits, auto_reprocess_errors=True, max_retries=1, retry_interval=0.1)
     good = {*range(40), *range(100, 140)}
@@ -198,16 +195,17 @@ def test_other_partitions_do_not_wait(kafka: Any, services: Services, topic: str
         longest = max(b - a for a, b in zip(times, times[1:], strict=False))
         # Under session_timeout=6 s: nobody waited for a session to expire, and there was no rebalance.
         assert longest < (1.5 if partition in calm else 5.0), (partition, longest, sorted(calm))
-    # Order, and nothing lost: a partition goes back only to what was not committed at the first death.
-    assert service.err.count("worker 0") + service.err.count("worker 1") > 3
 
 
 # --- killed from outside ---------------------------------------------------------------------------------------------
 
 
-def test_a_killed_worker_is_replaced(kafka: Any, services: Services, topic: str) -> None:
+def test_a_killed_worker_is_replaced_and_one_that_does_not_end_is_killed(
+    kafka: Any, services: Services, topic: str
+) -> None:
     one_for_each_partition(kafka, topic, 0)
-    service = run(services, topic)
+    poison = "def poison(number):\n    if number == 1000:\n        time.sleep(1000)\n"
+    service = run(services, topic, poison, {"KEVEN_CLOSE_TIMEOUT_MS": "200"})
     service.wait_for(lambda: done(service) >= set(range(40)), "all are handled")
     before = workers_of(service)
     assert len(before) == 2
@@ -218,7 +216,10 @@ def test_a_killed_worker_is_replaced(kafka: Any, services: Services, topic: str)
     one_for_each_partition(kafka, topic, 40)
     service.wait_for(lambda: done(service) >= set(range(80)), "the next ones go on")
     assert not set(workers_of(service)) & set(before)
-    assert stop(service) < 5
+    send(kafka.bootstrap_servers, topic, [load_value(1000)])
+    service.wait_for(lambda: 1000 in {line.number for line in lines(service, "begin")}, "one hangs")
+    assert 3 < stop(service, code=1) < 5
+    assert "it had not ended within 3.2 s" in service.err
 
 
 @pytest.mark.parametrize("whom", ["supervisor", "launcher"])
@@ -246,26 +247,15 @@ def test_no_orphan_is_left(kafka: Any, services: Services, topic: str, whom: str
         service.wait_for(lambda: f"exit code {-signal.SIGKILL}" in service.out, "the handle tells")
 
 
-def test_a_worker_that_does_not_end_is_killed_and_the_exit_code_tells(
-    kafka: Any, services: Services, topic: str
-) -> None:
-    one_for_each_partition(kafka, topic, 0)
-    poison = "def poison(number):\n    if number == 20:\n        time.sleep(1000)\n"
-    service = run(services, topic, poison, {"KEVEN_CLOSE_TIMEOUT_MS": "200"})
-    service.wait_for(lambda: 20 in {line.number for line in lines(service, "begin")}, "one hangs")
-    assert stop(service, code=1) < 5
-    assert "it had not ended within 3.2 s" in service.err
-
-
 # --- ends ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_worker_that_grows_is_replaced_in_order(kafka: Any, services: Services, topic: str) -> None:
-    poison = "def poison(number):\n    kept.append(bytes(200_000))\n    time.sleep(0.005)\n"
-    one_for_each_partition(kafka, topic, 0, 2000)
-    service = run(services, topic, poison, {"KEVEN_WORKER_MEMORY_BYTES": str(150 << 20)})
-    service.wait_for(lambda: done(service) >= set(range(2000)), "all are handled")
-    assert service.err.count("MiB of memory (KEVEN_WORKER_MEMORY_BYTES=157286400)") >= 2
+    poison = "def poison(number):\n    kept.append(b'x' * 400_000)\n    time.sleep(0.005)\n"
+    one_for_each_partition(kafka, topic, 0, 1000)
+    service = run(services, topic, poison, {"KEVEN_WORKER_MEMORY_BYTES": str(125 << 20)})
+    service.wait_for(lambda: done(service) >= set(range(1000)), "all are handled")
+    assert service.err.count("MiB of memory (KEVEN_WORKER_MEMORY_BYTES=131072000)") >= 2
     stop(service)
     # In order: all that was handled was committed first, and nobody else was disturbed.
     assert Counter(line.number for line in lines(service, "done")).most_common(1)[0][1] == 1
