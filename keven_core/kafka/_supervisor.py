@@ -6,7 +6,7 @@ without having ended its workers in order, and would leave `terminate()` and `ki
 
 A worker says in shared memory which records it has in hand (keven_core._native.suspects). When it dies with some, they
 are suspects: every worker handles them alone, with all that came before committed. After three deaths a record is
-condemned: the next worker that meets it fails it without handling it, so it goes to the dead-letter topic the usual way.
+condemned: the next worker that meets it fails it without handling it, so it ends in the dead-letter topic as usual.
 What the supervisor knows of deaths is forgotten with it, and other hosts have supervisors of their own.
 
 `Place` and `Deaths` decide, without I/O and clock; `Supervisor` carries out.
@@ -56,13 +56,13 @@ _FIRST_DELAY_S = 0.2
 _LONGEST_DELAY_S = 30.0
 # With a record in hand, of which each can kill three only: well before the session of the dead one ends, so that its
 # partitions stay with this place.
-_LONGEST_DELAY_WITH_SUSPECTS_S = 1.0
+_LONGEST_DELAY_WITH_SUSPECTS_S = 0.5
 # A worker that has lived so long has not failed at once.
 _STEADY_S = 10.0
 # So often in a row a worker may die before it has asked for records; that takes a minute.
 _MOST_FAILED_STARTS = 8
 # How long a worker that hangs has for writing its stacks.
-_DUMP_S = 0.5
+_DUMP_S = 0.2
 # What a worker may need beyond KEVEN_CLOSE_TIMEOUT_MS.
 _STOP_MARGIN_S = 3.0
 _TICK_S = 0.1
@@ -94,10 +94,12 @@ class Look:
 class Step(Enum):
     """What is to be done to a worker."""
 
-    START = "start it"
     TERMINATE = "have it end in order"
     DUMP = "have it write its stacks"
     KILL = "kill it"
+
+
+_SIGNALS = {Step.TERMINATE: signal.SIGTERM, Step.DUMP: DUMP_SIGNAL, Step.KILL: signal.SIGKILL}
 
 
 class _State(Enum):
@@ -195,7 +197,8 @@ class Place:
         if self._state not in (_State.RUNNING, _State.ENDING):
             return None
         if limits.memory_bytes and look.rss_bytes > limits.memory_bytes:
-            self._why = f"it took {look.rss_bytes >> 20} MiB of memory (KEVEN_WORKER_MEMORY_BYTES={limits.memory_bytes})"
+            taken = f"{look.rss_bytes >> 20} MiB of memory"
+            self._why = f"it took {taken} (KEVEN_WORKER_MEMORY_BYTES={limits.memory_bytes})"
             if look.rss_bytes > 2 * limits.memory_bytes:
                 self._state = _State.DYING
                 return Step.KILL
@@ -389,8 +392,8 @@ class Supervisor:
     def run(self) -> int:
         """Keep the workers going until all have ended; returns the exit code."""
         wake_read, wake_write = _pipe()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
-            signal.signal(number, lambda number, frame: self._signals.append(number))
+        for heeded in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            signal.signal(heeded, lambda number, frame: self._signals.append(number))
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         selector = selectors.DefaultSelector()
         selector.register(wake_read, selectors.EVENT_READ)
@@ -467,8 +470,7 @@ class Supervisor:
         worker = self._workers.get(number)
         if worker is None or step is None:
             return
-        signals = {Step.TERMINATE: signal.SIGTERM, Step.DUMP: DUMP_SIGNAL, Step.KILL: signal.SIGKILL}
-        worker.popen.send_signal(signals[step])
+        worker.popen.send_signal(_SIGNALS[step])
 
     def _bury(self, number: int, place: Place, worker: _Worker, code: int) -> None:
         """A worker has ended: see what it died with, and when the next one starts."""
@@ -487,7 +489,8 @@ class Supervisor:
 
     def _judge(self, number: int, end: End, counts: dict[TopicOffset, int], who: str) -> None:
         """Say what has happened, and end everything if that has to be."""
-        had = ", ".join(f"{t} [{p}] @ {o} (death {count} of {_DEATHS})" for (t, p, o), count in list(counts.items())[:8])
+        first = list(counts.items())[:8]
+        had = ", ".join(f"{t} [{p}] @ {o} (death {count} of {_DEATHS})" for (t, p, o), count in first)
         more = f" and {len(counts) - 8} more" if len(counts) > 8 else ""
         then = "" if end.delay_s is None else f"; the next one starts in {end.delay_s:g} s"
         self._say(

@@ -93,12 +93,22 @@ class UndecodableError(RecordError, ValueError):
 
 
 class WorkerDiedError(RecordError):
-    """Worker processes have died with this record in hand, so often that it is not handled any more."""
+    """Worker processes have died with this record in hand, so often that it is not handled any more.
+
+    Attributes:
+        deaths: how many, as their supervisor counted.
+        why: how the last one ended.
+    """
 
     def __init__(self, deaths: int, why: str) -> None:
         super().__init__(
             f"worker processes have died with it {deaths} times, the last time: {why}; it was not handled again"
         )
+        self.deaths = deaths
+        self.why = why
+
+    def __reduce__(self) -> tuple[typing.Any, ...]:
+        return type(self), (self.deaths, self.why)
 
 
 # --- Kafka's answer --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 The services are scripts without a `__main__` guard that start two workers.
 """
 
+import itertools
 import os
 import re
 import signal
@@ -192,7 +193,7 @@ def test_other_partitions_do_not_wait(kafka: Any, services: Services, topic: str
     assert len(calm) == 2, "one worker has kept its partitions"
     for partition, found in by_partition.items():
         times = [started, *(line.at for line in found), ended]
-        longest = max(b - a for a, b in zip(times, times[1:], strict=False))
+        longest = max(b - a for a, b in itertools.pairwise(times))
         # Under session_timeout=6 s: nobody waited for a session to expire, and there was no rebalance.
         assert longest < (1.5 if partition in calm else 5.0), (partition, longest, sorted(calm))
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from builds import ROOT, child_environment, compiled_modules, run_python, wrong_builds
 
-NAMES = {"library", "handle", "context", "message", "dispatch", "membership", "consumer", "producer", "logger", "mock"}
+NAMES = {
+    *("library", "handle", "context", "message", "dispatch", "membership", "consumer", "producer", "logger", "mock"),
+    *("suspects", "lifeline"),
+}
 
 
 def test_every_source_has_its_compiled_module() -> None:

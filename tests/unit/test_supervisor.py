@@ -68,7 +68,7 @@ def test_a_record_in_hand_explains_a_death_so_the_next_worker_starts_before_the_
     for _ in range(5):
         delays.append(place.ended(-9, Phase.CONSUMING, [RECORD], 0.0).delay_s)
         place.started(0.0)
-    assert delays == [0.2, 0.4, 0.8, 1, 1]
+    assert delays == [0.2, 0.4, 0.5, 0.5, 0.5]
 
 
 def test_starts_that_fail_again_and_again_end_everything() -> None:
@@ -120,7 +120,7 @@ def test_a_record_that_stays_in_hand_too_long_is_the_end_of_its_worker() -> None
         assert place.look(look(now + 1, RECORD), now) is None  # signs of life do not help
     assert place.look(look(99, RECORD), 60.1) is Step.DUMP
     assert place.look(look(99, RECORD), 60.2) is None
-    assert place.look(look(99, RECORD), 60.6) is Step.KILL
+    assert place.look(look(99, RECORD), 60.4) is Step.KILL
     assert place.look(look(99, RECORD), 99) is None
     end = place.ended(-9, Phase.CONSUMING, [RECORD], 61.0)
     assert end.died

@@ -142,8 +142,8 @@ def start_events_receiver_process(
             handle's process itself.
         io_server, auto_reprocess_errors, topics, options: as start_events_receiver_server() has them, for each worker.
 
-    A supervisor replaces workers that die, that make no progress for KEVEN_WORKER_HANG_MS, or that take more memory than
-    KEVEN_WORKER_MEMORY_BYTES. A record that three of them have died with is dead-lettered, as WorkerDiedError. The
+    A supervisor replaces workers that die, that make no progress for KEVEN_WORKER_HANG_MS, or that take more than
+    KEVEN_WORKER_MEMORY_BYTES of memory. A record that three of them have died with is dead-lettered, as WorkerDiedError. The
     handle is then the supervisor's: terminate() ends all workers in order, those that need longer than
     KEVEN_CLOSE_TIMEOUT_MS are killed; exitcode is 0 when all have ended in order. Whatever ends the supervisor, its
     workers outlive it by less than 5 s.

@@ -139,7 +139,7 @@ cdef class Suspects:
         return found
 
     def write_suspects(self, entries):
-        """Replace all suspects: (topic, partition, offset, deaths, condemned, why) tuples, of which the last 64 count."""
+        """Replace the suspects by (topic, partition, offset, deaths, condemned, why) tuples; the last 64 count."""
         cdef Suspect *suspect
         cdef bytes name
         cdef bytes reason
