@@ -82,7 +82,10 @@ class ServerProcess:
             self._popen.terminate()
 
     def kill(self) -> None:
-        """End it at once (SIGKILL); what was not committed is handled again by others."""
+        """End it at once (SIGKILL); what was not committed is handled again by others.
+
+        Workers of a supervisor are not killed: they end in order, within 5 s.
+        """
         if self.is_alive():
             self._popen.kill()
 

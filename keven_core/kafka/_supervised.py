@@ -8,6 +8,7 @@ import os
 import signal
 from collections.abc import Iterator
 from enum import IntEnum
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka.errors import (
@@ -84,7 +85,8 @@ def life(given: dict[str, Any] | None) -> Iterator[None]:
         return
     _process = process = Supervised(**given)
     os.close(given["fd"])
-    faulthandler.register(DUMP_SIGNAL, all_threads=True, chain=False)
+    with contextlib.suppress(RuntimeError):  # no standard error: then that signal just ends it
+        faulthandler.register(DUMP_SIGNAL, all_threads=True, chain=False)
     try:
         yield
     except Exception as error:
@@ -93,7 +95,7 @@ def life(given: dict[str, Any] | None) -> Iterator[None]:
         raise
     finally:
         # It ends by itself now; being told so meanwhile must not look like a death.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _ignore)
     if not process.told_to_stop:
         process.suspects.phase = Phase.DONE
 
@@ -111,4 +113,8 @@ def on_stop_signal() -> None:
     """A signal has stopped the server of this process: others, from the supervisor or the system, change nothing."""
     if _process is not None:
         _process.told_to_stop = True
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _ignore)
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Unlike SIG_IGN this is not inherited by programs that the service starts."""

@@ -206,7 +206,7 @@ class Place:
                 self._state = _State.ENDING
                 return Step.TERMINATE
         if limits.hang_s and stuck_s > limits.hang_s:
-            self._why = f"it made no progress for {limits.hang_s:g} s (KEVEN_WORKER_HANG_MS)"
+            self._why = f"it made no progress for {limits.hang_s:g} s (KEVEN_WORKER_HANG_MS, max_poll_interval)"
             self._state = _State.DYING
             self._kill_at = now + _DUMP_S
             return Step.DUMP
@@ -316,9 +316,18 @@ class _Job:
 
 
 def launch_supervised(
-    name: str, target: Callable[..., Any], kwargs: dict[str, Any], *, processes: int, settings: Settings
+    name: str,
+    target: Callable[..., Any],
+    kwargs: dict[str, Any],
+    *,
+    processes: int,
+    settings: Settings,
+    max_poll_interval_s: float,
 ) -> ServerProcess:
     """Run target(**kwargs) in `processes` worker processes under a supervisor; returns the supervisor's handle at once.
+
+    Arguments:
+        settings, max_poll_interval_s: what the servers of the workers have.
 
     As launch() otherwise. terminate() has all workers end in order, and exitcode is 0 when all did; after kill() they
     end by themselves within 5 s.
@@ -330,7 +339,7 @@ def launch_supervised(
             "KEVEN_WORKER_MEMORY_BYTES needs /proc, which this system has not: leave it out, or set a limit outside"
         )
     limits = Limits(
-        hang_s=settings.worker_hang_ms / 1000,
+        hang_s=settings.worker_hang_ms / 1000 or max_poll_interval_s,
         memory_bytes=settings.worker_memory_bytes,
         stop_s=settings.close_timeout_ms / 1000 + _STOP_MARGIN_S,
     )

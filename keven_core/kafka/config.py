@@ -296,13 +296,13 @@ class Settings:
         effect="if set, only records that failed with one of these are retried",
     )
     worker_hang_ms: int = _setting(
-        180_000,
+        0,
         "KEVEN_WORKER_HANG_MS",
         unit="ms",
         low=0,
         high=86_400_000,
-        effect="a supervised worker that makes no progress for so long is killed and replaced; 0: never; has to be "
-        "longer than the longest handler, as max_poll_interval has to be",
+        effect="a supervised worker that makes no progress for so long, with a record in hand or without, is killed "
+        "and replaced; has to be longer than any handler takes; 0: the server's max_poll_interval (180 s)",
     )
     worker_memory_bytes: int = _setting(
         0,

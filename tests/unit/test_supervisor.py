@@ -1,6 +1,7 @@
 """What a supervisor decides, without processes and without waiting: the tests say what time it is."""
 
 import signal
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from keven_core.kafka.events.server import start_events_receiver_process
 
 MIB = 1 << 20
 LIMITS = Limits(hang_s=60, memory_bytes=100 * MIB, stop_s=10)
+SERVER: dict[str, Any] = {"settings": Settings(), "max_poll_interval_s": 180}
 RECORD = ("t", 0, 5)
 OTHER = ("t", 1, 7)
 
@@ -124,7 +126,7 @@ def test_a_record_that_stays_in_hand_too_long_is_the_end_of_its_worker() -> None
     assert place.look(look(99, RECORD), 99) is None
     end = place.ended(-9, Phase.CONSUMING, [RECORD], 61.0)
     assert end.died
-    assert end.why == "it made no progress for 60 s (KEVEN_WORKER_HANG_MS)"
+    assert end.why == "it made no progress for 60 s (KEVEN_WORKER_HANG_MS, max_poll_interval)"
 
 
 def test_of_several_records_in_hand_the_oldest_counts() -> None:
@@ -296,7 +298,7 @@ def test_too_many_condemned_records_are_not_their_own_fault() -> None:
 @pytest.mark.parametrize("processes", [0, -1, 1025, 1.5, True, "2"])
 def test_how_many_processes_there_may_be(processes: object) -> None:
     with pytest.raises(ConfigurationError, match=r"processes=.*: 1 to 1024 are allowed"):
-        launch_supervised("s", print, {}, processes=processes, settings=Settings())  # type: ignore[arg-type]
+        launch_supervised("s", print, {}, processes=processes, **SERVER)  # type: ignore[arg-type]
 
 
 def test_several_processes_need_a_supervisor() -> None:

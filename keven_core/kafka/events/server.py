@@ -168,8 +168,14 @@ def start_events_receiver_process(
         return launch(server_name, start_events_receiver_server, arguments)
     # Found wrong here rather than in each worker.
     settings = getattr(io_server, "settings", None) or options.get("settings") or Settings.from_env()
+    max_poll_interval_s = getattr(io_server, "max_poll_interval", None) or options.get("max_poll_interval", 180)
     return launch_supervised(
-        server_name, start_events_receiver_server, arguments, processes=processes, settings=settings
+        server_name,
+        start_events_receiver_server,
+        arguments,
+        processes=processes,
+        settings=settings,
+        max_poll_interval_s=max_poll_interval_s,
     )
 
 
