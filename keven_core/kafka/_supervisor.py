@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from keven_core._native.suspects import Suspects
 
-__all__ = ["Deaths", "Limits", "Look", "Place", "Step", "launch_supervised"]
+__all__ = ["Deaths", "Limits", "Look", "Place", "Step", "exit_code", "launch_supervised"]
 
 logger = logging.getLogger("keven_core.kafka")
 
@@ -191,7 +191,7 @@ class Place:
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
             self._state = _State.DYING
-            self._why = self._why or f"it had not ended within {limits.stop_s:g} s"
+            self._why = self._why or "it had not ended in time (KEVEN_CLOSE_TIMEOUT_MS)"
             return Step.KILL
         stuck_s = self._stuck_s(look, now)
         if self._state not in (_State.RUNNING, _State.ENDING):
@@ -299,6 +299,11 @@ class Deaths:
 
     def _forget(self, now: float) -> None:
         self._of = {record: death for record, death in self._of.items() if now - death.at < self.remember_s}
+
+
+def exit_code(codes: Iterable[int]) -> int:
+    """That of the supervisor, by those of its workers: the first that is not 0, and 1 for a signal."""
+    return next((code if code > 0 else 1 for code in codes if code), 0)
 
 
 # --- launching -------------------------------------------------------------------------------------------------------
@@ -418,8 +423,7 @@ class Supervisor:
                     selector.unregister(self._lifeline)
                     self._stop("the launching process is gone", ORPHAN_GRACE_S)
             self._heed_signals()
-        codes = [self._code, *(place.code for place in self._places)]
-        return next((code if code > 0 else 1 for code in codes if code), 0)
+        return exit_code([self._code, *(place.code for place in self._places)])
 
     def _heed_signals(self) -> None:
         while self._signals:

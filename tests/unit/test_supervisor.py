@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from keven_core.kafka._supervised import Phase
-from keven_core.kafka._supervisor import Deaths, Limits, Look, Place, Step, launch_supervised
+from keven_core.kafka._supervisor import Deaths, Limits, Look, Place, Step, exit_code, launch_supervised
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import ConfigurationError
 from keven_core.kafka.events.server import start_events_receiver_process
@@ -213,7 +213,7 @@ def test_stopping_gives_each_worker_its_time() -> None:
     assert place.look(look(), 110.0) is Step.KILL
     assert place.look(look(), 111.0) is None
     end = place.ended(-9, Phase.CONSUMING, [RECORD], 110.1)
-    assert (end.why, end.died, end.delay_s) == ("it had not ended within 10 s", True, None)
+    assert (end.why, end.died, end.delay_s) == ("it had not ended in time (KEVEN_CLOSE_TIMEOUT_MS)", True, None)
     assert place.gone
     assert place.code == -9
 
@@ -243,6 +243,12 @@ def test_how_a_worker_ends_that_was_told_to(code: int, phase: Phase, left: int) 
     place.stop(1.0)
     assert place.ended(code, phase, [], 2.0).code is None
     assert (place.gone, place.code) == (True, left)
+
+
+def test_the_exit_code_of_all() -> None:
+    assert exit_code([]) == exit_code([0, 0]) == 0
+    assert exit_code([0, 3, 1]) == 3
+    assert exit_code([0, -9, 3]) == 1
 
 
 def test_one_that_waits_for_its_start_is_not_started_any_more() -> None:
