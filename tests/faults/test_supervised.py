@@ -85,13 +85,13 @@ def run(services: Services, topic: str, poison: str = "", env: dict[str, str] | 
     return services.run_script("service", text, topic, env=env)
 
 
-def stop(service: Service, code: int = 0) -> float:
+def stop(service: Service) -> float:
     """End the supervisor as its handle does; all processes have to be gone. Returns the seconds that it took."""
     pids = [pid_of_supervisor(service), *workers_of(service)]
     started = time.monotonic()
     os.kill(pids[0], signal.SIGTERM)
     service.wait_for(lambda: "exit code" in service.out, "it ends", 30)
-    assert f"exit code {code}\n" in service.out, service.tail()
+    assert "exit code 0\n" in service.out, service.tail()
     assert all(map(is_gone, pids))
     return time.monotonic() - started
 
