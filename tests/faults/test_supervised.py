@@ -116,10 +116,10 @@ POISON = """
 def poison(number):
     if number == 1002:
         max(itertools.repeat(0))  # never comes back, nor lets go of the GIL
-    if number == 1003:
+    if number == 1004:
         while sum(map(len, kept)) < 10 << 30:
             kept.append(b"x" * (4 << 20))
-    if number == 1004:
+    if number == 1001:
         if current_record().attempt == 1:
             raise ValueError("the first time")
         sys.exit("the second time")
@@ -129,8 +129,8 @@ def poison(number):
 
 WHY = {
     1002: "it made no progress for 1 s",
-    1003: "MiB of memory",
-    1004: "it ended with exit code 1",
+    1004: "MiB of memory",
+    1001: "it ended with exit code 1",
     1005: "for ever",
 }
 
@@ -158,7 +158,7 @@ def test_poison_ends_in_the_dead_letter_topic(kafka: Any, services: Services, to
         assert origin(letter)[0] == number % 4
         if number != 1005:
             assert headers["kafka_dlt-exception-fqcn"] == "keven_core.kafka.errors.WorkerDiedError"
-            assert begun[number] == (4 if number == 1004 else 3), service.tail()
+            assert begun[number] == (4 if number == 1001 else 3), service.tail()
     # Where the handler hung is said.
     assert "in poison" in service.err
     # After the first death of each nothing else is handled again.
@@ -244,10 +244,10 @@ def test_no_worker_outlives_its_supervisor(kafka: Any, services: Services, topic
 
 def test_a_worker_that_grows_is_replaced_in_order(kafka: Any, services: Services, topic: str) -> None:
     poison = "def poison(number):\n    kept.append(b'x' * 400_000)\n    time.sleep(0.005)\n"
-    one_for_each_partition(kafka, topic, 0, 1000)
-    service = run(services, topic, poison, {"KEVEN_WORKER_MEMORY_BYTES": str(125 << 20)})
-    service.wait_for(lambda: done(service) >= set(range(1000)), "all are handled")
-    assert service.err.count("MiB of memory (KEVEN_WORKER_MEMORY_BYTES=131072000)") >= 2
+    one_for_each_partition(kafka, topic, 0, 600)
+    service = run(services, topic, poison, {"KEVEN_WORKER_MEMORY_BYTES": str(130 << 20)})
+    service.wait_for(lambda: done(service) >= set(range(600)), "all are handled")
+    assert service.err.count("MiB of memory (KEVEN_WORKER_MEMORY_BYTES=136314880)") >= 2
     stop(service)
     # In order: all that was handled was committed first, and nobody else was disturbed.
     assert Counter(line.number for line in lines(service, "done")).most_common(1)[0][1] == 1
