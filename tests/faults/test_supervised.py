@@ -248,13 +248,15 @@ def test_no_worker_outlives_its_supervisor(kafka: Any, services: Services, topic
 def test_workers_that_grow_are_replaced_in_order_until_they_end_by_themselves(
     kafka: Any, services: Services, topic: str
 ) -> None:
-    poison = "def poison(number):\n    kept.append(b'x' * 800_000)\n    time.sleep(0.005)\n"
-    one_for_each_partition(kafka, topic, 0, 300)
-    service = run(services, topic, poison, {"KEVEN_WORKER_MEMORY_BYTES": str(130 << 20)}, until_end=True)
+    poison = "def poison(number):\n    kept.append(b'x' * 400_000)\n    time.sleep(0.005)\n"
+    one_for_each_partition(kafka, topic, 0, 600)
+    # Small batches, so that the one in hand ends before twice the limit is reached.
+    limits = {"KEVEN_WORKER_MEMORY_BYTES": str(130 << 20), "KEVEN_BATCH_SIZE": "20"}
+    service = run(services, topic, poison, limits, until_end=True)
     service.wait_for(lambda: "exit code 0\n" in service.out, "they end")
     assert service.err.count("MiB of memory (KEVEN_WORKER_MEMORY_BYTES=136314880)") >= 2
     # In order: all that was handled was committed first, and nobody else was disturbed.
-    assert Counter(line.number for line in lines(service, "done")) == Counter(range(300))
+    assert Counter(line.number for line in lines(service, "done")) == Counter(range(600))
     assert "SIGKILL" not in service.err
 
 
