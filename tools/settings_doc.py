@@ -43,6 +43,7 @@ SECTIONS = [
         "Publishing",
         ("codec", "max_message_", "linger_", "log_", "spill_", "compression", "acks", "idempotence", "create_topics"),
     ),
+    ("Supervised processes", ("worker_",)),
     ("Security", ("security_", "sasl_", "ssl_", "allow_insecure")),
     ("Everything else", ("rdkafka_options",)),
 ]

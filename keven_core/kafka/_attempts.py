@@ -15,7 +15,7 @@ from keven_core.kafka._drivers import Handle
 from keven_core.kafka._promises import StoredOffset
 from keven_core.kafka._shelf import Held, Shelf
 from keven_core.kafka.deadletter import Attempt, attempt_of
-from keven_core.kafka.errors import UndecodableError
+from keven_core.kafka.errors import UndecodableError, WorkerDiedError
 from keven_core.kafka.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from keven_core._native.dispatch import DispatchTable
     from keven_core._native.flow import Flow
     from keven_core._native.message import Record
+    from keven_core._native.suspects import Suspects
 
 __all__ = ["Attempts"]
 
@@ -45,6 +46,8 @@ class Attempts:
         some_handlers: what calls only these handlers of an event.
         on_failure: as Session gives it to the consumer, with the attempt.
         stopping: whether the server is to end.
+        suspects: memory shared with the supervisor of this process, if it has one.
+        clear_the_way: before a suspect is handled, which may end the process: steps that finish and commit the others.
     """
 
     def __init__(
@@ -56,6 +59,8 @@ class Attempts:
         some_handlers: Callable[[str, tuple[str, ...]], Callable[[Any], Any] | None],
         on_failure: Callable[[Record, str, Exception, Attempt | None], Any],
         stopping: Callable[[], bool],
+        suspects: Suspects | None,
+        clear_the_way: Callable[[], Generator[Any, Any, None]],
     ) -> None:
         self._consumer = consumer
         self._table = table
@@ -64,6 +69,8 @@ class Attempts:
         self._some_handlers = some_handlers
         self._on_failure = on_failure
         self._stopping = stopping
+        self._suspects = suspects
+        self._clear_the_way = clear_the_way
         self._shelf = Shelf(_SHELF_BYTES)
         self._paused = False
         self._submitted = 0
@@ -87,16 +94,15 @@ class Attempts:
         """Handle the records that are due, for a slice of time; how many were finished. See take_finished()."""
         end = time.monotonic() + _SLICE_S
         finished = 0
-        if self._flow is not None:
-            for held, error in self._flow.take_answers():
-                self._submitted -= 1
-                finished += 1
-                self._account(held, "done" if error is None else self._failed(held, "handle", error))
+        finished += self.take_answers()
         while not self._stopping() and time.monotonic() < end and self._submitted < _MOST_SUBMITTED:
             held = self._shelf.take_due(_now_ms())
             if held is None:
                 break
-            if self._flow is None:
+            is_suspect = self._is_suspect(held.record)
+            if is_suspect:
+                yield from self._clear_the_way()
+            if self._flow is None or is_suspect:
                 finished += 1
                 self._account(held, (yield from self._try_again(held)))
             elif not self._submit(self._flow, held):
@@ -104,6 +110,15 @@ class Attempts:
         self._bound_shelf()
         self.used = len(self) > 0 or self._paused
         return finished
+
+    def take_answers(self) -> int:
+        """Account for what the workers have finished; how many."""
+        answers = self._flow.take_answers() if self._flow is not None else []
+        for held, error in answers:
+            self._submitted -= 1
+            if self._shelf.is_open(held):
+                self._account(held, "done" if error is None else self._failed(held, "handle", error))
+        return len(answers)
 
     def take_finished(self) -> tuple[list[StoredOffset], dict[Partition, int]]:
         """Offsets that may be stored since the last call, and by partition the first record that was copied again."""
@@ -129,8 +144,6 @@ class Attempts:
 
     def _account(self, held: Held, outcome: str) -> None:
         copy = held.record
-        if not self._shelf.is_open(held):
-            return  # its partition was given up meanwhile: counted as stale
         self._consumer.settle(copy.topic, copy.partition, outcome)
         if outcome in ("dead", "retried"):
             first = self._first_failures.setdefault((copy.topic, copy.partition), copy.offset)
@@ -152,7 +165,8 @@ class Attempts:
         attempt = held.attempt
         assert attempt is not None
         self._submitted += 1
-        flow.submit(call, attempt.record, held)
+        place = self._suspects.place_of(held.record.topic, held.record.partition) if self._suspects is not None else -1
+        flow.submit(call, attempt.record, held, place, held.record.offset)
         return True
 
     def _try_again(self, held: Held) -> Generator[Any, Any, str]:
@@ -164,7 +178,7 @@ class Attempts:
                 return "skipped"
             stage = "handle"
             self.in_hand = held.attempt.record if held.attempt is not None else held.record
-            result = yield Handle(call)
+            result = yield from self._watched(held.record, call)
             if isinstance(result, Outcome):
                 raise result
         except Exception as error:
@@ -172,6 +186,28 @@ class Attempts:
         finally:
             self.in_hand = None
         return "done"
+
+    def _is_suspect(self, copy: Record) -> bool:
+        if self._suspects is None:
+            return False
+        return self._suspects.find(copy.topic, copy.partition, copy.offset) is not None
+
+    def _watched(self, copy: Record, call: Callable[[], Any]) -> Generator[Any, Any, Any]:
+        """Handle a record as one in hand, which the supervisor knows of."""
+        suspects = self._suspects
+        if suspects is None:
+            return (yield Handle(call))
+        deaths, condemned, why = suspects.find(copy.topic, copy.partition, copy.offset) or (0, False, "")
+        if condemned:
+            raise WorkerDiedError(deaths, why)
+        cell = suspects.enter(suspects.place_of(copy.topic, copy.partition), copy.offset)
+        try:
+            result = yield Handle(call)
+        except Exception:
+            suspects.leave(cell)
+            raise
+        suspects.leave(cell)
+        return result
 
     def _failed(self, held: Held, stage: str, error: Exception) -> str:
         record = held.attempt.record if held.attempt is not None else held.record

@@ -173,7 +173,7 @@ def _fetch(session: Steppable, crew: Threads | None) -> int:
             slice_ms = 0
         else:
             crew.work()
-        if session.flow.full:
+        if session.flow.full or session.flow.waits:
             return session.flow.hold_on(slice_ms)
     return consumer.fetch(slice_ms, session.batch_timeout_ms)
 
@@ -357,7 +357,7 @@ class _AsyncDriver:
         assert consumer is not None
         if self._crew is not None:
             self._crew.work()
-            if session.flow is not None and session.flow.full:
+            if session.flow is not None and (session.flow.full or session.flow.waits):
                 await self._rest(min(_SYNC_SLICE_MS / 1000, session.next_due_s or 1.0))
                 return session.flow.hold_on(0)
         fresh = not consumer.in_hand

@@ -4,7 +4,8 @@ The worker imports the main script under the name `__mp_main__`, as multiprocess
 defined there are registered. A script without a `__main__` guard reaches the launching call again in the worker: there
 the call ends the import of the script, and the server starts with the handlers above it.
 
-The worker holds the read end of a pipe. When the launching process dies, the pipe closes and the worker stops in order.
+The worker holds the read end of a pipe. When the launching process dies, the pipe closes and the worker stops in order;
+after 3 s it is ended.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import runpy
 import struct
 import subprocess
 import sys
-import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from keven_core.kafka import _supervised
 from keven_core.kafka.errors import LaunchError
 
-__all__ = ["ServerProcess", "launch"]
+__all__ = ["ORPHAN_GRACE_S", "ServerProcess", "launch", "packed", "read_part", "spawn"]
+
+# How long a process goes on, to end in order, when the one that launched it is gone.
+ORPHAN_GRACE_S = 3.0
 
 # Set in a worker while it imports the main script.
 _importing_main = False
@@ -78,7 +82,10 @@ class ServerProcess:
             self._popen.terminate()
 
     def kill(self) -> None:
-        """End it at once (SIGKILL); what was not committed is handled again by others."""
+        """End it at once (SIGKILL); what was not committed is handled again by others.
+
+        Workers of a supervisor are not killed: they end in order, within 5 s.
+        """
         if self.is_alive():
             self._popen.kill()
 
@@ -127,32 +134,60 @@ def launch(name: str, target: Callable[..., Any], kwargs: dict[str, Any]) -> Ser
 
     `target` has to be importable and `kwargs` picklable. Raises LaunchError when there is no script to import.
     """
+    return ServerProcess(name, *spawn("keven_core.kafka._launch", *packed(target, kwargs)))
+
+
+def packed(target: Callable[..., Any], kwargs: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+    """Where a worker finds the main script, and what it is to run there; raises LaunchError as launch() does."""
     if _importing_main:
         raise _MainImported
     header = {"argv": sys.argv, "main": _main_location()}
     try:
-        payload = pickle.dumps((target, kwargs))
+        return header, pickle.dumps((target, kwargs))
     except Exception as error:
         raise LaunchError(f"the arguments of the server process can't be pickled: {error}") from error
+
+
+def spawn(
+    module: str, header: dict[str, Any], payload: bytes, *, fds: Iterable[int] = (), new_session: bool = False
+) -> tuple[subprocess.Popen[bytes], int]:
+    """Start a fresh interpreter that runs work() of a module; returns it and the pipe that keeps it going.
+
+    Arguments:
+        header, payload: what work() reads from the pipe.
+        fds: open files that it inherits, under the same numbers.
+        new_session: keep what a terminal sends to its foreground processes, like Ctrl-C, from it.
+
+    Raises LaunchError when it ends before it has read that.
+    """
     read_end, write_end = os.pipe()
-    code = f"import sys; sys.path[:] = {sys.path!r}; from keven_core.kafka._launch import work; work({read_end})"
+    code = f"import sys; sys.path[:] = {sys.path!r}; from {module} import work; work({read_end})"
     flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # as multiprocessing does
-    popen = subprocess.Popen([sys.executable, *flags, "-c", code], pass_fds=[read_end])
-    os.close(read_end)
+    try:
+        popen = subprocess.Popen(
+            [sys.executable, *flags, "-c", code], pass_fds=[read_end, *fds], start_new_session=new_session
+        )
+    except BaseException:
+        os.close(write_end)
+        raise
+    finally:
+        os.close(read_end)
     # Not inherited by other children: only this process's end keeps the worker going.
-    process = ServerProcess(name, popen, write_end)
     data = pickle.dumps(header)
     try:
         with os.fdopen(os.dup(write_end), "wb") as pipe:
             for part in (data, payload):
                 pipe.write(struct.pack(">Q", len(part)) + part)
     except BrokenPipeError:
-        process.join()
-        raise LaunchError(f"the server process ended at once, with exit code {process.exitcode}") from None
-    return process
+        os.close(write_end)
+        code_of_it = popen.wait()
+        raise LaunchError(f"the server process ended at once, with exit code {code_of_it}") from None
+    return popen, write_end
 
 
-def _read(fd: int) -> bytes:
+def read_part(fd: int) -> bytes:
+    """The next part of what the launching process has written; in the launched one."""
+
     def exactly(size: int) -> bytes:
         data = b""
         while len(data) < size:
@@ -197,22 +232,14 @@ def _run_path(path: str, module: types.ModuleType) -> None:
 
 def work(fd: int) -> None:
     """The worker's main function: import the main script, then run the server until it ends."""
+    from keven_core._native import lifeline
+
     os.set_inheritable(fd, False)
-    header = pickle.loads(_read(fd))  # from the launching process, over a pipe that nobody else holds
+    header = pickle.loads(read_part(fd))  # from the launching process, over a pipe that nobody else holds
     sys.argv[:] = header["argv"]
-    payload = _read(fd)
-    stop_when_orphaned(fd)
-    _import_main(header["main"])
-    target, kwargs = pickle.loads(payload)
-    target(**kwargs)
-
-
-def stop_when_orphaned(fd: int) -> None:
-    """Send this process SIGTERM when the other end of `fd` closes: the launching process is gone."""
-
-    def watch() -> None:
-        while os.read(fd, 1):
-            pass
-        os.kill(os.getpid(), 15)
-
-    threading.Thread(target=watch, daemon=True, name="keven-parent-watch").start()
+    payload = read_part(fd)
+    lifeline.hold(fd, int(ORPHAN_GRACE_S * 1000))
+    with _supervised.life(header.get("supervised")):
+        _import_main(header["main"])
+        target, kwargs = pickle.loads(payload)
+        target(**kwargs)

@@ -22,6 +22,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+from keven_core.kafka import _supervised
 from keven_core.kafka import record as record_module
 from keven_core.kafka._attempts import Attempts
 from keven_core.kafka._copies import COPY_TOPIC_CONFIG, CopyPublisher, copy_options
@@ -144,6 +145,7 @@ class Session:
         self._failures: Failures | None = None
         self._attempts: Attempts | None = None
         self.flow: Flow | None = None
+        self._supervised = _supervised.claim()
         self.next_due_s: float | None = None
         self._paused_by_service: set[tuple[str, int]] = set()
         self._scope: HandlerScope | None = None
@@ -285,6 +287,8 @@ class Session:
             commit=commit,
             partition_eof=plan.until_end,
         )
+        if self._supervised is not None and plan.use_group:
+            options = self._supervised.consumer_options(options)
         # What on_start has set is seen by every handler; what a handler sets, by none but itself.
         self.base_context = contextvars.copy_context()
         self.base_context.run(record_module._source.set, self)
@@ -304,6 +308,7 @@ class Session:
             fatal=plan.settings.listed("fatal_exceptions"),
             retryable=plan.settings.listed("retryable_exceptions"),
         )
+        suspects = self._supervised.suspects if self._supervised is not None else None
         self.consumer = Consumer(
             options,
             plan.table,
@@ -313,6 +318,7 @@ class Session:
             context=self.base_context,
             parks=[plan.retry_topic] if plan.policies.any_by_topic else [],
             on_parked=lambda copy, leader_epoch: attempts.hold(copy, leader_epoch),
+            suspects=suspects,
         )
         if plan.flow is not None:
             from keven_core._native.flow import Flow
@@ -326,6 +332,8 @@ class Session:
             plan.some_handlers,
             self._on_failure,
             lambda: self.stopping,
+            suspects,
+            self._clear_the_way,
         )
         self._serve()
         if self.stopping:
@@ -341,6 +349,7 @@ class Session:
         tried = False
         created: list[str] = []
         while True:
+            self._beat()
             try:
                 found = yield Call(lambda: consumer.metadata(3000), patient=True)
             except (BrokerUnavailableError, KafkaTimeoutError) as error:
@@ -410,11 +419,16 @@ class Session:
         attempts = self._attempts
         assert attempts is not None
         self._last_message = time.monotonic()
+        if self._supervised is not None:
+            self._supervised.consuming()
         while not self.stopping or self._may_finish():
             count = consumer.in_hand if self.stopping else (yield FETCH)
             if count or self.flow is not None:
                 yield WORK
                 yield from self._settle_or_raise()
+                if consumer.suspect_ahead:
+                    yield from self._commit_before_suspect()
+                    consumer.admit_suspect()
             now = time.monotonic()
             if count:
                 self._last_message = now
@@ -544,11 +558,44 @@ class Session:
                     if self.consumer is not None:
                         self.consumer.store(promises.give_up())
                     return promises.unkept()
+                self._beat()
                 yield Call(lambda: promises.wait(0.1))
                 self._keep_promises()
         except DeliveryError as error:
             return error
         return None
+
+    # --- under a supervisor ------------------------------------------------------------------------------------------
+
+    def _beat(self) -> None:
+        if self._supervised is not None:
+            self._supervised.suspects.beat()
+
+    def _commit_before_suspect(self) -> Steps:
+        """Commit what is done, since the next record may end this process: then it alone is handled again."""
+        assert self.consumer is not None
+        failure = yield from self._await_promises(_COPY_WAIT_S, all_of_them=True)
+        if failure is not None:
+            raise failure
+        try:
+            yield Call(lambda: self.consumer.commit(self.plan.settings.close_timeout_ms))  # type: ignore[union-attr]
+        except CommitError as error:
+            self._warn("commit", "before a record that a worker has died with: %s", error)
+
+    def _clear_the_way(self) -> Steps:
+        """Before a suspect among the records that are tried again: let all others end, and commit them."""
+        flow, attempts = self.flow, self._attempts
+        assert attempts is not None
+        while flow is not None and not flow.idle and not self.stopping:
+            yield WORK
+            yield from self._settle_or_raise()
+            attempts.take_answers()
+            self._beat()
+            yield Rest(0.05)
+        failure = yield from self._promise(*attempts.take_finished(), _COPY_WAIT_S)
+        if failure is not None:
+            raise failure
+        yield from self._commit_before_suspect()
 
     # --- rebalance ---------------------------------------------------------------------------------------------------
 
@@ -618,6 +665,7 @@ class Session:
         gone = None if partitions is None else set(partitions)
         flow.drop_tail(gone)
         while True:
+            self._beat()
             yield WORK
             yield from self._settle_or_raise()
             if self._attempts.used:

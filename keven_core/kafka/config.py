@@ -311,6 +311,24 @@ class Settings:
         unit="class names, comma-separated",
         effect="if set, only records that failed with one of these are retried",
     )
+    worker_hang_ms: int = _setting(
+        0,
+        "KEVEN_WORKER_HANG_MS",
+        unit="ms",
+        low=0,
+        high=86_400_000,
+        effect="a supervised worker that makes no progress for so long, with a record in hand or without, is killed "
+        "and replaced; has to be longer than any handler takes; 0: the server's max_poll_interval (180 s)",
+    )
+    worker_memory_bytes: int = _setting(
+        0,
+        "KEVEN_WORKER_MEMORY_BYTES",
+        unit="bytes",
+        low=0,
+        high=1 << 50,
+        effect="a supervised worker whose resident memory grows beyond ends in order and is replaced; beyond twice as "
+        "much it is killed; 0: no limit",
+    )
     dead_letter_dialect: str = _setting(
         "spring",
         "KEVEN_DEAD_LETTER_DIALECT",

@@ -35,6 +35,7 @@ __all__ = [
     "UndecodableError",
     "UnknownTopicError",
     "UsageError",
+    "WorkerDiedError",
     "delivery_error",
     "kafka_error",
     "refused_credentials",
@@ -89,6 +90,25 @@ class RecordError(KevenError):
 
 class UndecodableError(RecordError, ValueError):
     """A record's value can't be decoded into its event."""
+
+
+class WorkerDiedError(RecordError):
+    """Worker processes have died with this record in hand, so often that it is not handled any more.
+
+    Attributes:
+        deaths: how many, as their supervisor counted.
+        why: how the last one ended.
+    """
+
+    def __init__(self, deaths: int, why: str) -> None:
+        super().__init__(
+            f"worker processes have died with it {deaths} times, the last time: {why}; it was not handled again"
+        )
+        self.deaths = deaths
+        self.why = why
+
+    def __reduce__(self) -> tuple[typing.Any, ...]:
+        return type(self), (self.deaths, self.why)
 
 
 # --- Kafka's answer --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 import psutil
 import pytest
 from real_services import Service, Services, send, wait_until
+from waiting import is_gone
 
 pytestmark = pytest.mark.real_kafka
 
@@ -36,14 +37,6 @@ def load(kafka: Any, topic: str, *numbers: int) -> None:
 def worker_pid(service: Service) -> int:
     service.wait_for(lambda: "pid " in service.out and service.out.count("\n") > 0, "the process is started")
     return int(next(line for line in service.out.splitlines() if line.startswith("pid ")).split()[1])
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended; nobody may have asked yet for the exit code of an orphan."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_the_handle(kafka: Any, services: Services, topic: str) -> None:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+import psutil
 import pytest
 
 Result = TypeVar("Result")
@@ -19,3 +20,11 @@ def wait_until(condition: Callable[[], Result], timeout_s: float = 10.0, what: s
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout_s} s: {what or getattr(condition, '__name__', condition)}")
         time.sleep(0.005)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; nobody may have asked yet for the exit code of an orphan."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

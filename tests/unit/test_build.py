@@ -21,6 +21,8 @@ NAMES = {
     "producer",
     "logger",
     "mock",
+    "suspects",
+    "lifeline",
 }
 
 

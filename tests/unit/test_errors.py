@@ -135,6 +135,7 @@ def test_refused_credentials(name: str, text: str, refused: bool) -> None:
         DeadLetterError("not copied", [("t", "reason")], 1),
         RedriveError("not copied", [(0, 5)], failures=[("t", "reason")], failed_count=1),
         errors.ConfigurationError("wrong"),
+        errors.WorkerDiedError(3, "it was killed by SIGKILL"),
     ],
     ids=lambda error: type(error).__name__,
 )

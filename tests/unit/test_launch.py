@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 from builds import child_environment, run_python
-from waiting import wait_until
+from waiting import is_gone, wait_until
 
 from keven_core.kafka import _launch
 from keven_core.kafka.errors import LaunchError
 
 # What the workers of these tests run instead of a server.
 TARGET = """
-import json, os, signal, sys, time
+import itertools, json, os, signal, sys, time
 
 def report(path, **more):
     from keven_core.kafka.abstracts.event_handler import EventHandler
@@ -35,6 +35,12 @@ def until_terminated(path):
     while not stopped:
         time.sleep(0.01)
     report(path + ".end")
+
+def deaf_and_busy(path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    report(path)
+    # In one call into C that never lets go of the GIL.
+    max(itertools.repeat(0))
 
 def raise_error():
     raise ZeroDivisionError("on purpose")
@@ -139,7 +145,7 @@ def test_a_part_may_come_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     read = os.read
     monkeypatch.setattr(_launch.os, "read", lambda fd, size: read(fd, min(size, 3)))
     try:
-        assert pickle.loads(_launch._read(read_end)) == list(range(100))
+        assert pickle.loads(_launch.read_part(read_end)) == list(range(100))
         assert read(read_end, 100) == b"the next part"
     finally:
         os.close(read_end)
@@ -153,7 +159,7 @@ def test_a_launching_process_that_ends_early_is_noticed(sent: bytes) -> None:
     os.close(write_end)
     try:
         with pytest.raises(SystemExit, match=r"the launching process ended before the server started"):
-            _launch._read(read_end)
+            _launch.read_part(read_end)
     finally:
         os.close(read_end)
 
@@ -280,3 +286,12 @@ def test_when_the_launching_process_dies_the_worker_ends_in_order(folder: Path) 
         wait_until((folder / "out.json").exists, 30, "the worker runs")
         parent.kill()
     wait_until((folder / "out.json.end").exists, 30, "the worker has ended in order")
+
+
+def test_an_orphan_that_can_not_end_in_order_is_ended(folder: Path) -> None:
+    script = _service(folder, "deaf_and_busy", "process.join()\n")
+    with subprocess.Popen([sys.executable, str(script)], cwd=folder, env=child_environment()) as parent:
+        wait_until((folder / "out.json").exists, 30, "the worker runs")
+        parent.kill()
+    pid = _read(folder / "out.json")["pid"]
+    wait_until(lambda: is_gone(pid), 5, "the worker is gone")

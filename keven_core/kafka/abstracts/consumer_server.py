@@ -13,6 +13,7 @@ from datetime import datetime
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from keven_core.kafka import _supervised
 from keven_core.kafka._calls import is_async
 from keven_core.kafka._drivers import run_async, run_sync
 from keven_core.kafka._session import FlowPlan, Order, Plan, Session, StartPosition, TopicPartition
@@ -472,6 +473,7 @@ class SignalStop:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         logger.info("%s: finishing the batch in hand", signal.Signals(number).name)
         self._restore()
+        _supervised.on_stop_signal()
         self._server.stop()
 
     def _restore(self) -> None:

@@ -13,9 +13,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from keven_core.kafka._launch import ServerProcess, launch
+from keven_core.kafka._supervisor import launch_supervised
 from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
+from keven_core.kafka.config import Settings
+from keven_core.kafka.errors import ConfigurationError
 from keven_core.kafka.topics import ALL_EVENTS_PATTERN, AUDIT_TOPIC, EVENTS_TOPIC, event_topic
 
 __all__ = [
@@ -127,14 +130,33 @@ def start_events_receiver_process(
     auto_reprocess_errors: bool = False,
     *,
     topics: Iterable[str] | None = None,
+    processes: int = 1,
+    supervised: bool | None = None,
     **options: Any,
 ) -> ServerProcess:
-    """Run start_events_receiver_server() in a process of its own; returns its handle at once.
+    """Run start_events_receiver_server() in processes of its own; returns the handle of one at once.
+
+    Arguments:
+        processes: how many workers share the partitions.
+        supervised: whether they have a supervisor; None: when they are several. A single worker without one is the
+            handle's process itself.
+        io_server, auto_reprocess_errors, topics, options: as start_events_receiver_server() has them, for each worker.
+
+    A supervisor replaces workers that die, that make no progress for KEVEN_WORKER_HANG_MS, or that take more than
+    KEVEN_WORKER_MEMORY_BYTES of memory. A record that three of them have died with is dead-lettered, as
+    WorkerDiedError. The handle is then the supervisor's: terminate() ends all workers in order, and those that need 3 s
+    longer than KEVEN_CLOSE_TIMEOUT_MS are killed; exitcode is 0 when all have ended in order. Whatever ends the
+    supervisor, its workers outlive it by less than 5 s.
 
     The process imports the main script (or module) again to find the handlers; there, this very call ends the import,
     so handlers have to be defined or imported above it. No `__main__` guard is needed. Arguments must be picklable.
-    Raises LaunchError under `python -c`, from standard input and in notebooks.
+    Raises LaunchError under `python -c`, from standard input and in notebooks, and ConfigurationError for wrong
+    arguments.
     """
+    if supervised is None:
+        supervised = processes != 1
+    elif not supervised and processes != 1:
+        raise ConfigurationError(f"supervised=False goes with one process only, not with processes={processes!r:.80}")
     arguments = {
         "server_name": server_name,
         "io_server": io_server,
@@ -142,7 +164,19 @@ def start_events_receiver_process(
         "topics": None if topics is None else list(topics),
         **options,
     }
-    return launch(server_name, start_events_receiver_server, arguments)
+    if not supervised:
+        return launch(server_name, start_events_receiver_server, arguments)
+    # Found wrong here rather than in each worker.
+    settings = getattr(io_server, "settings", None) or options.get("settings") or Settings.from_env()
+    max_poll_interval_s = getattr(io_server, "max_poll_interval", None) or options.get("max_poll_interval", 180)
+    return launch_supervised(
+        server_name,
+        start_events_receiver_server,
+        arguments,
+        processes=processes,
+        settings=settings,
+        max_poll_interval_s=max_poll_interval_s,
+    )
 
 
 def _all_events_server(

@@ -40,6 +40,9 @@ cdef class Consumer(Membership):
     cdef int stride             # records from one look to the next
     cdef int until_look
     cdef Py_ssize_t next_failure  # index of the record that would go on with the failures in a row
+    cdef Account *admitted      # of the suspect that may be handled now
+    cdef int64_t admitted_offset
+    cdef readonly bint suspect_ahead
     cdef readonly uint64_t failures_in_a_row
     cdef readonly uint64_t finished       # messages that were accounted
     cdef readonly uint64_t polls
@@ -65,6 +68,7 @@ cdef class Consumer(Membership):
     cdef object _tombstone(self, Account *account, rd_kafka_message_t *message)
     cdef int _failed(self, Account *account, rd_kafka_message_t *message, str stage, object error) except -1
     cdef int _park(self, Account *account, rd_kafka_message_t *message) except -1
+    cdef int _at_suspect(self, Account *account, rd_kafka_message_t *message) except -1
     cdef int _error_row(self, rd_kafka_message_t *message) except -1
     cdef void _start_slice(self) noexcept
     cdef bint _slice_over(self) noexcept

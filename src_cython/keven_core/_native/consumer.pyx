@@ -29,6 +29,7 @@ from keven_core._native.message cimport Payload, record_of
 from keven_core._native.returns cimport (
     Batch, Returns, free_messages, free_returned, free_returns, give_back, new_batch
 )
+from keven_core._native.suspects cimport Suspects
 from rdkafka cimport *
 
 import contextvars
@@ -53,6 +54,10 @@ cdef enum:
     # Finished messages that may wait for the broker thread to free them, with what librdkafka keeps for each of them.
     RETURNED_BYTES = 8 << 20
     MESSAGE_OVERHEAD = 320
+    # What is to be done at a record that is a suspect.
+    HANDLE = 0
+    ACCOUNTED = 1
+    WAIT = 2
     # Kafka's number for this request.
     FETCH = 1
 
@@ -146,6 +151,8 @@ cdef class Consumer(Membership):
         batch_size: messages per batch.
         store_offsets: false: offsets are neither stored nor committed.
         context: the contextvars.Context that handlers see a copy of; None: a copy of the current one.
+        suspects: memory shared with the supervisor of this process. A suspect in it is not handled before
+            admit_suspect(); one that is condemned fails without having been handled.
     """
 
     # What run_in_task() returns when a handler has changed the context of its task: the task has to be replaced.
@@ -160,12 +167,18 @@ cdef class Consumer(Membership):
         self.kind = "consumer"
 
     def __init__(self, dict options not None, DispatchTable table=None, on_failure=None, *, Py_ssize_t batch_size=200,
-                 bint store_offsets=True, context=None, parks=(), on_parked=None):
+                 bint store_offsets=True, context=None, parks=(), on_parked=None, Suspects suspects=None):
         cdef rd_kafka_conf_t *conf
+        cdef int cell
         if self.handle is not None:
             raise errors.UsageError("a Consumer can't be initialized twice")
         self.table = table if table is not None else DispatchTable()
         self.on_failure = on_failure
+        if suspects is not None:
+            self.suspects = suspects
+            cell = suspects.enter(-1, -1)
+            if cell >= 0:
+                self.cell = suspects.cell(cell)
         self.parked_topics = frozenset(parks)
         self.on_parked = on_parked
         self.batch_size = batch_size
@@ -236,6 +249,8 @@ cdef class Consumer(Membership):
         cdef ssize_t more
         self._rk()
         self.polls += 1
+        if self.suspects is not None:
+            self.suspects.beat()
         if self.count:
             return self.top_up()
         # rdkafka.h: the call returns when the array is full *or* the timeout has passed, so it is never given one to
@@ -333,6 +348,8 @@ cdef class Consumer(Membership):
         try:
             if self._run() is not None:
                 raise errors.InternalError("a coroutine in a synchronous run")
+            # Not so when something was raised that ends the process: then the record in hand is the suspect.
+            self.cell.offset = -1
         finally:
             PyContext_Exit(self.context)
 
@@ -349,7 +366,10 @@ cdef class Consumer(Membership):
             self.awaiting = False
             self.current.done += 1
             self._advance(self.current, self._in_hand())
-        return self._run()
+        pending = self._run()
+        if not self.awaiting:
+            self.cell.offset = -1
+        return pending
 
     def failed(self, error):
         """Account the record in hand as failed: the coroutine that run_in_task() returned has raised `error`.
@@ -393,6 +413,7 @@ cdef class Consumer(Membership):
         cdef PyObject *value
         cdef PyObject *result
         cdef bint named = False
+        cdef int verdict
         self.handling = True
         while self.index < count and not self.ended:
             self.until_look -= 1
@@ -429,11 +450,18 @@ cdef class Consumer(Membership):
                 if account.end_offset == REACHED:
                     self.index += 1
                     continue
+            if message.offset <= account.last_suspect:
+                verdict = self._at_suspect(account, message)
+                if verdict == WAIT:
+                    return None
+                if verdict == ACCOUNTED:
+                    continue
             account.received += 1
             self.bytes += message.len
             if account.parks:
                 self._park(account, message)
                 continue
+            self.cell.offset = message.offset
 
             # Identify and look up. `found` is borrowed from the table.
             found = account.bound
@@ -664,6 +692,7 @@ cdef class Consumer(Membership):
         """Hand a failed record over. It is accounted only when on_failure returns: then its copy has been submitted."""
         if not isinstance(error, Exception):
             raise error
+        self.cell.offset = -1  # handled, if not well
         # Records that were handled meanwhile are not looked at: they cost nothing here.
         self.failures_in_a_row = self.failures_in_a_row + 1 if self.index == self.next_failure else 1
         self.next_failure = self.index + 1
@@ -679,6 +708,35 @@ cdef class Consumer(Membership):
                 account.failed_from = message.offset
         self._advance(account, message)
         return 0
+
+    cdef int _at_suspect(self, Account *account, rd_kafka_message_t *message) except -1:
+        """HANDLE: the record is no suspect, or admitted; ACCOUNTED: it was condemned; WAIT: for admit_suspect()."""
+        topic = account.topic.decode()
+        found = self.suspects.find(topic, account.partition, message.offset)
+        if found is None:
+            return HANDLE
+        deaths, condemned, why = found
+        if condemned:
+            account.received += 1
+            self.bytes += message.len
+            self._failed(account, message, "handle", errors.WorkerDiedError(deaths, why))
+            return ACCOUNTED
+        if not self.suspect_ahead and self.admitted == account and self.admitted_offset == message.offset:
+            self.admitted = NULL
+            self.ended = True
+            return HANDLE
+        self.admitted = account
+        self.admitted_offset = message.offset
+        self.suspect_ahead = True
+        return WAIT
+
+    def admit_suspect(self):
+        """Have the next run() handle the suspect that it came back for, alone.
+
+        To be called when `suspect_ahead` is true and all before it is committed, so that nothing else is handled again
+        if the process dies with it.
+        """
+        self.suspect_ahead = False
 
     cdef int _park(self, Account *account, rd_kafka_message_t *message) except -1:
         self.on_parked(record_of(message), api.message_leader_epoch(message))

@@ -33,6 +33,7 @@ cdef struct Flight:
     int64_t first_failure_ms
     size_t size_bytes
     int32_t leader_epoch
+    int32_t cell                 # of this record in the memory shared with the supervisor; -1 none
     int attempt
     State state
     bint stale                   # its partition was given up
@@ -49,6 +50,8 @@ cdef struct Lane:
 
 
 cdef class Submission:
+    cdef int64_t place           # of its copy, for the supervisor
+    cdef int64_t offset
     cdef object call
     cdef object token
     cdef Record record
@@ -90,6 +93,7 @@ cdef class Flow:
     cdef readonly Py_ssize_t load     # records that have not landed, but for those of partitions that are held
     cdef readonly bint full
     cdef readonly bint far      # a partition's first record lags SPAN records behind
+    cdef readonly bint waits    # for all that is in flight to land: a suspect is next, or under way
     cdef readonly bint closing
 
     cdef Flight *_new_flight(self) except NULL
@@ -97,6 +101,8 @@ cdef class Flow:
     cdef void _give_back(self, rd_kafka_message_t *message, size_t size) noexcept
     cdef void _free_message(self, Flight *flight) noexcept
     cdef int _shed(self, Flight *flight, list payloads) except -1
+    cdef int _enter(self, Flight *flight, int64_t place, int64_t offset) except -1
+    cdef int _left_hand(self, Flight *flight) except -1
     cdef int _take(self, Account *account, rd_kafka_message_t *message) except -1
     cdef int _pass(self, Account *account, rd_kafka_message_t *message) except -1
     cdef void _link(self, Account *account, Flight *flight) noexcept

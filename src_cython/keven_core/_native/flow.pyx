@@ -55,6 +55,9 @@ cdef enum:
     # How long a worker goes on at a time: in a loop other tasks want their turn, the owner has a group to attend to.
     TASK_SLICE_MS = 20
     OWNER_SLICE_MS = 200
+    # Verdicts of Consumer._at_suspect().
+    ACCOUNTED = 1
+    WAIT = 2
     # A partition of which nothing has landed for this long does not count while the others are waited for.
     STUCK_MS = 1000
     # Records of a partition from the first that has not landed on: what comes again after a crash, at most.
@@ -167,6 +170,7 @@ cdef class Flow:
         flight.lane = NULL
         flight.behind = flight.later = NULL
         flight.first_failure_ms = 0
+        flight.cell = -1
         flight.attempt = 1
         flight.state = WAITING
         flight.stale = flight.tombstone = False
@@ -236,6 +240,20 @@ cdef class Flow:
         record.first_failure_ms = flight.first_failure_ms
         return record
 
+    # --- the supervisor -----------------------------------------------------------------------------------------------
+
+    cdef int _enter(self, Flight *flight, int64_t place, int64_t offset) except -1:
+        """A record is about to be handled. Until it is in no hand again it is suspected, should the process die."""
+        if self.consumer.suspects is not None:
+            flight.cell = self.consumer.suspects.enter(place, offset)
+        return 0
+
+    cdef int _left_hand(self, Flight *flight) except -1:
+        if flight.cell >= 0:
+            self.consumer.suspects.leave(flight.cell)
+            flight.cell = -1
+        return 0
+
     # --- intake -------------------------------------------------------------------------------------------------------
 
     def intake(self):
@@ -244,7 +262,12 @@ cdef class Flow:
         cdef Py_ssize_t count = consumer.count
         cdef rd_kafka_message_t *message
         cdef Account *account
-        while consumer.index < count:
+        cdef bint alone = False
+        cdef int verdict
+        if self.waits and not self.idle:
+            return
+        self.waits = False
+        while not alone and consumer.index < count:
             message = consumer.messages[consumer.index]
             if consumer.index + AHEAD < count:
                 keven_prefetch(consumer.messages[consumer.index + AHEAD].payload)
@@ -264,6 +287,20 @@ cdef class Flow:
                 if account.end_offset == REACHED:
                     consumer.index += 1
                     continue
+            if message.offset <= account.last_suspect and consumer.suspects.find(
+                    account.topic.decode(), account.partition, message.offset) is not None:
+                # By itself: should it end the process, it is known which one it was, and nothing else comes again.
+                self.waits = True
+                if not self.idle:
+                    return
+                verdict = consumer._at_suspect(account, message)
+                if verdict == WAIT:
+                    return
+                if verdict == ACCOUNTED:
+                    self.waits = False
+                    continue
+                alone = True
+                consumer.ended = False
             account.received += 1
             if account.parks:
                 consumer._park(account, message)
@@ -452,6 +489,7 @@ cdef class Flow:
         flight.payload = NULL
         flight.message = NULL
         flight.state = LANDED
+        self._left_hand(flight)
         self.consumer.finished += 1
         self._unload(account, flight.size_bytes)
         if payload == NULL:
@@ -488,6 +526,7 @@ cdef class Flow:
     cdef int _done(self, Flight *flight) except -1:
         """A worker has handled a flight."""
         self._leave(flight)
+        self._left_hand(flight)
         if flight.cargo != NULL:
             self.answers.append(((<Submission>flight.cargo).token, None))
             self.consumer.wake()
@@ -521,6 +560,7 @@ cdef class Flow:
             self.ended.append(<uintptr_t>flight)
             self.consumer.wake()
             return self._stopped_running()
+        self._left_hand(flight)  # handled, if not well
         if flight.cargo != NULL:
             self._leave(flight)
             self.answers.append(((<Submission>flight.cargo).token, error))
@@ -582,6 +622,7 @@ cdef class Flow:
                 self._free_flight(member)
                 continue
             member.state = RUNNING
+            self._enter(member, member.account.place, member.offset)
             gathering.members[kept] = member
             kept += 1
         if kept != gathering.count:
@@ -619,6 +660,7 @@ cdef class Flow:
         gathering.count = 0
         for i in range(count):
             member = gathering.members[i]
+            self._left_hand(member)
             if member.stale:
                 self._free_message(member)
                 self._free_flight(member)
@@ -647,13 +689,18 @@ cdef class Flow:
 
     # --- the owner ----------------------------------------------------------------------------------------------------
 
-    def submit(self, call, Record record not None, token):
-        """Have call() made by a worker, in the lane of `record`, which current_record() shows; see take_answers()."""
+    def submit(self, call, Record record not None, token, int64_t place=-1, int64_t offset=-1):
+        """Have call() made by a worker, in the lane of `record`, which current_record() shows; see take_answers().
+
+        `place` and `offset` say where its copy stands, for the supervisor.
+        """
         cdef Flight *flight = self._new_flight()
         cdef Submission submission = Submission.__new__(Submission)
         cdef Account *account = self.consumer._account_of(record.topic, record.partition)
         cdef bytes key = record.key
         submission.call = call
+        submission.place = place
+        submission.offset = offset
         submission.record = record
         submission.token = token
         Py_INCREF(submission)
@@ -786,6 +833,8 @@ cdef class Flow:
         if timeout_ms > 0 and consumer.notes.first == NULL:
             consumer._wait(timeout_ms)
         consumer.polls += 1
+        if consumer.suspects is not None:
+            consumer.suspects.beat()
         if consumer.count:
             return consumer.count
         with nogil:
@@ -840,9 +889,9 @@ cdef class Flow:
         self.closing = True
 
     def drop_tail(self, partitions=None):
-        """Give up the last records of these (topic, partition) pairs, or of all, that nobody has begun: they come again.
+        """Give up the last records of these (topic, partition) pairs, or of all, which nobody has begun.
 
-        Those before a record that was begun stay: what is behind them would be handled twice.
+        They come again. Those before a record that was begun stay: what is behind them would be handled twice.
         """
         cdef Account *account
         cdef Flight *flight
@@ -1042,8 +1091,8 @@ cdef class Worker:
     def run(self, bint in_owner=False):
         """Handle what is ready, in this thread; all routes must be synchronous. The owner comes back after 200 ms.
 
-        An exception that is not an Exception ends the run: it passes through to the owner, which has it by settle() when
-        another thread met it.
+        An exception that is not an Exception ends the run: it passes through to the owner; what another thread met of
+        that kind is raised by settle().
         """
         self.context = self.base.copy()
         self.in_task = False
@@ -1120,9 +1169,11 @@ cdef class Worker:
                 if not events:
                     return None
                 return self._call_route(route, route.call, events)
+            self.flow._enter(flight, (<Submission>flight.cargo).place, (<Submission>flight.cargo).offset)
             result = (<Submission>flight.cargo).call()
             self.awaiting = inspect.isawaitable(result)
             return result
+        self.flow._enter(flight, flight.account.place, flight.offset)
         route = <Route>flight.route
         if flight.tombstone:
             result = route.on_tombstone(self.flow._record(flight))

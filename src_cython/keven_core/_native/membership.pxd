@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t, int64_t, uint64_t
 
 from keven_core._native.dispatch cimport DispatchTable
 from keven_core._native.handle cimport Client
+from keven_core._native.suspects cimport Cell, Suspects
 from rdkafka cimport *
 
 
@@ -26,6 +27,8 @@ cdef struct Account:
     int64_t committed_offset
     int64_t failed_from     # first dead-lettered offset whose copy is not confirmed yet; -1 none
     int64_t end_offset      # a bounded run ends here; or UNBOUNDED, REACHED
+    int64_t last_suspect    # up to this offset there are records that killed a worker; -1 none
+    int32_t place           # of the partition in the memory shared with the supervisor
     uint64_t received
     uint64_t done
     uint64_t skipped
@@ -80,6 +83,9 @@ cdef class Membership(Client):
     cdef Account *current       # of the record in hand; &nowhere when there is none
     cdef Account nowhere
     cdef rd_kafka_topic_t *current_rkt
+    cdef Suspects suspects      # None: no supervisor
+    cdef Cell *cell             # the record in hand, for the supervisor; without one it is own_cell
+    cdef Cell own_cell
     cdef readonly uint64_t generation
 
     cdef void _take_callbacks(self, rd_kafka_conf_t *conf) noexcept

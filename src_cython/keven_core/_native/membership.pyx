@@ -71,6 +71,7 @@ cdef class Membership(Client):
         self.nowhere.partition = -1
         self.current = &self.nowhere
         self.current_rkt = NULL
+        self.cell = &self.own_cell
         self.notes.first = self.notes.last = NULL
         self.touched = []
         self.parked_topics = ()
@@ -119,7 +120,9 @@ cdef class Membership(Client):
         account.partition = partition
         account.leader_epoch = -1
         account.next_offset = account.stored_offset = account.committed_offset = -1
-        account.failed_from = account.end_offset = -1
+        account.failed_from = account.end_offset = account.last_suspect = account.place = -1
+        if self.suspects is not None:
+            account.place = self.suspects.place_of(topic, partition)
         if self.table is not None:
             bound = self.table.bound.get(topic)
             if self.table.everything is not None:
@@ -181,6 +184,8 @@ cdef class Membership(Client):
         self._touch(account)
         self.current = account
         self.current_rkt = message.rkt
+        self.cell.offset = -1
+        self.cell.place = account.place
         return account
 
     cdef void _touch(self, Account *account):
@@ -390,6 +395,8 @@ cdef class Membership(Client):
             account.assigned = True
             # What this consumer knew of the partition may be older than what another member did meanwhile.
             account.next_offset = account.stored_offset = account.committed_offset = -1
+            if self.suspects is not None and not account.parks:
+                account.last_suspect = self.suspects.last_suspect(topic, partition)
 
     def unassign(self, partitions):
         """Give partitions up after a "revoke" note; what was to be committed must have been committed before."""
