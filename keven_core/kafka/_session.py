@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from keven_core._native.logger import HandlerScope
     from keven_core._native.message import Record
 
-__all__ = ["Plan", "Session", "StartPosition", "TopicPartition"]
+__all__ = ["PartitionHook", "Plan", "Session", "StartPosition", "TopicPartition"]
 
 logger = logging.getLogger("keven_core.kafka")
 
@@ -76,11 +76,19 @@ StartPosition = str | datetime | Mapping[tuple[str, int], int]
 
 @dataclass
 class TopicPartition:
-    """A partition as `on_assign_topics` sees it; changing `offset` there changes where it starts."""
+    """A partition as hooks see it.
+
+    Attributes:
+        offset: where it starts, -1001: at the committed offset, -2: at the beginning, -1: at the end; changing it in
+            `on_assign_topics` changes that. For on_revoke and on_lost the next offset to handle, -1001: none was.
+    """
 
     topic: str
     partition: int
     offset: int
+
+
+PartitionHook = Callable[[Any, list[TopicPartition]], Any]
 
 
 @dataclass
@@ -108,7 +116,10 @@ class Plan:
     max_poll_interval_s: float = 180
     session_timeout_s: float = 6
     heartbeat_interval_s: float = 2
-    on_assign_topics: Callable[[Any, list[TopicPartition]], Any] | None = None
+    on_assign_topics: PartitionHook | None = None
+    on_assign: PartitionHook | None = None
+    on_revoke: PartitionHook | None = None
+    on_lost: PartitionHook | None = None
     on_start: list[Callable[[], Any]] = field(default_factory=list)
     on_stop: list[Callable[[], Any]] = field(default_factory=list)
 
@@ -570,18 +581,40 @@ class Session:
                         yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
                     except CommitError as error:
                         logger.warning("at revocation: %s", one_line(error, 1000))
-                gone = [entry[:2] for entry in partitions]
-                if self._promises is not None:
-                    self._promises.drop(gone)
-                self._drop_held(gone)
-                try:
-                    consumer.unassign(partitions)
-                except KafkaError as error:
-                    if not detail:
-                        raise
-                    logger.info("giving up lost partitions: %s", error)
+                yield from self._give_up(partitions, lost=bool(detail))
             elif detail is not None:
                 self._warn("commit", "background commit failed, it will be repeated: %s", detail)
+
+    def _give_up(self, partitions: list[tuple[str, int, int]], *, lost: bool) -> Steps:
+        """Unassign partitions of which everything was done that could be. The hook is told before."""
+        consumer = self.consumer
+        assert consumer is not None
+        gone = [entry[:2] for entry in partitions]
+        if self._promises is not None:
+            self._promises.drop(gone)
+        self._drop_held(gone)
+        try:
+            yield from self._tell_of_loss(gone, lost=lost)
+        finally:
+            try:
+                consumer.unassign(partitions)
+            except KafkaError as error:
+                if not lost:
+                    raise
+                logger.info("giving up lost partitions: %s", error)
+
+    def _tell_of_loss(self, partitions: Iterable[tuple[str, int]], *, lost: bool) -> Steps:
+        """Call on_revoke, or on_lost, for those of the partitions that on_assign was called for."""
+        hook = self.plan.on_lost if lost else self.plan.on_revoke
+        assert self.consumer is not None
+        known = self.consumer.offsets()
+        told = [
+            TopicPartition(*key, known[key][0] if known[key][0] >= 0 else _LOGICAL_OFFSETS["stored"])
+            for key in partitions
+            if key in known
+        ]
+        if hook is not None and told:
+            yield Hook(partial(hook, self.owner, told))
 
     def _assign(self, partitions: list[tuple[str, int, int]], *, manual: bool = False) -> Steps:
         plan = self.plan
@@ -606,6 +639,8 @@ class Session:
         consumer.assign([(entry.topic, entry.partition, entry.offset) for entry in placed], manual=manual)
         if self._shelf_paused:
             consumer.pause(self._waiting_partitions())  # those that are new are not paused yet
+        if plan.on_assign is not None and placed:
+            yield Hook(partial(plan.on_assign, self.owner, placed))
 
     def _start_again(self) -> Steps:
         """Assign partitions anew whose committed offset could not be had, so that librdkafka asks for it again."""
@@ -808,20 +843,24 @@ class Session:
         now = time.monotonic()
         # A handler that took longer than that leaves a second for the commit of what it did.
         deadline = max(now + 1, self._stopped_at + self._close_timeout_s)
-        problem: KafkaError | None = None
+        problems: list[BaseException] = []
         try:
-            problem = yield from self._settle(deadline - now)
+            failure = yield from self._settle(deadline - now)
         except DeliveryError as error:
-            problem = error
-        problem = problem or (yield from self._await_promises(deadline - now, all_of_them=True))
+            failure = error
+        failure = failure or (yield from self._await_promises(deadline - now, all_of_them=True))
+        if failure is not None:
+            problems.append(failure)
         for kind, partitions, lost in consumer.take_notes():
             if kind == "revoke" and lost:
-                consumer.unassign(partitions)
+                deadline += yield from self._timed(self._give_up(partitions, lost=True), problems)
         if not self.plan.no_commit and self.plan.use_group:
             try:
                 yield Call(lambda: consumer.commit(_left_ms(deadline)))
             except CommitError as error:
-                problem = problem or error
+                problems.append(error)
+        parting = self._tell_of_loss(consumer.assignment(), lost=consumer.assignment_lost)
+        deadline += yield from self._timed(parting, problems)
         left = yield Call(lambda: consumer.close(_left_ms(deadline)))
         if not left:
             logger.warning(
@@ -830,8 +869,19 @@ class Session:
                 self.plan.settings.close_timeout_ms,
             )
         yield Call(lambda: copies.close(_left_ms(deadline)))
-        if problem is not None:
-            raise problem
+        if problems:
+            for problem in problems[1:]:
+                logger.error("while shutting down: %s", one_line(problem, 1000))
+            raise problems[0]
+
+    def _timed(self, steps: Steps, problems: list[BaseException]) -> Generator[Any, Any, float]:
+        """Steps of the end that call hooks: how long they took; what they raise is added to the problems."""
+        began = time.monotonic()
+        try:
+            yield from steps
+        except BaseException as error:
+            problems.append(error)
+        return time.monotonic() - began
 
 
 def set_token(client: Any, source: Any, config: str) -> None:

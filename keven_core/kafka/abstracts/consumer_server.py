@@ -14,7 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from keven_core.kafka._drivers import run_async, run_sync
-from keven_core.kafka._session import Plan, Session, StartPosition, TopicPartition
+from keven_core.kafka._session import PartitionHook, Plan, Session, StartPosition, TopicPartition
 from keven_core.kafka.config import DEFAULT_ADDRESS, Settings
 from keven_core.kafka.errors import ClosedError, ConfigurationError, UsageError
 from keven_core.kafka.retry import Policies, RetryPolicy, detail_policies
@@ -75,11 +75,20 @@ class KafkaConsumerServer:
             "latest", an aware datetime, or a mapping of (topic, partition) to offset.
         until_end: end the run when everything that was there at its start has been handled.
         use_group: False: read all partitions of the topics without joining a group; nothing is committed.
+        on_assign, on_revoke, on_lost: functions, sync or async, called hook(server, partitions) when the server has got
+            partitions and placed their offsets, but handled nothing of them yet; when it gives partitions up, also at
+            its end, after what was in hand of them was handled and committed; instead of that when they are lost
+            already, so that nothing of them can be committed. See below.
         on_start, on_stop: functions without arguments, sync or async, called before the first message and after the
             last; on_stop also when the run failed.
 
     Retries hold nothing up: the record's copy waits in `kafka_server.<client_id>.retry`, the records behind it are
     handled meanwhile. See keven_core.kafka.retry for policies, keven_core.kafka.outcomes for what handlers can ask for.
+
+    Partition hooks see lists of TopicPartition, those of the server's retry topic among them. Each partition that on_assign
+    was called for is handed to one of on_revoke and on_lost, once. They run in the server's thread or event loop, and
+    polling stands still meanwhile, so they have to be done within max_poll_interval. An exception ends the server in
+    order and is raised at its end.
 
     Run it with start_sync() or `await run_server()`; or embed it: `with server:` runs it in a thread, `async with
     server:` in a task. stop() ends it, from any thread, in order: finish the batch in hand (for up to half of
@@ -105,13 +114,16 @@ class KafkaConsumerServer:
         session_timeout: float = 6,
         heartbeat_interval: float = 2,
         retry_detail: Mapping[str, Mapping[str, Any]] | None = None,
-        on_assign_topics: Callable[[Any, list[TopicPartition]], Any] | None = None,
+        on_assign_topics: PartitionHook | None = None,
         *,
         settings: Settings | None = None,
         honor_env: bool = True,
         start: StartPosition = "stored",
         until_end: bool = False,
         use_group: bool = True,
+        on_assign: PartitionHook | None = None,
+        on_revoke: PartitionHook | None = None,
+        on_lost: PartitionHook | None = None,
         on_start: Callable[[], Any] | Iterable[Callable[[], Any]] = (),
         on_stop: Callable[[], Any] | Iterable[Callable[[], Any]] = (),
     ) -> None:
@@ -145,6 +157,9 @@ class KafkaConsumerServer:
         self.start_position = _check_start(start)
         self.until_end = until_end
         self.use_group = use_group
+        self.on_assign = on_assign
+        self.on_revoke = on_revoke
+        self.on_lost = on_lost
         self.on_start = _hooks(on_start)
         self.on_stop = _hooks(on_stop)
         # Default topics, which are created when missing; launchers add theirs.
@@ -193,6 +208,9 @@ class KafkaConsumerServer:
             session_timeout_s=self.session_timeout,
             heartbeat_interval_s=self.heartbeat_interval,
             on_assign_topics=self.on_assign_topics,
+            on_assign=self.on_assign,
+            on_revoke=self.on_revoke,
+            on_lost=self.on_lost,
             on_start=self.on_start,
             on_stop=self.on_stop,
         )
@@ -234,7 +252,8 @@ class KafkaConsumerServer:
 
     def needs_loop(self) -> bool:
         """Whether a handler, runner or hook is async, so that the server needs an event loop to run in."""
-        calls: list[Any] = [*self.on_start, *self.on_stop]
+        hooks = [self.on_assign, self.on_revoke, self.on_lost, *self.on_start, *self.on_stop]
+        calls: list[Any] = [hook for hook in hooks if hook is not None]
         for runner in self.runners:
             calls += runner.calls() if hasattr(runner, "dispatch_table") else [getattr(runner, "run", runner)]
         return any(is_async(call) for call in calls)

@@ -398,6 +398,16 @@ cdef class Consumer(Membership):
             raise LookupError("no record is being handled")
         return record_of(self._in_hand())
 
+    def position_in_hand(self):
+        """(topic, partition, offset) of the record that is being handled now; None: there is none. From any thread."""
+        cdef rd_kafka_message_t *message
+        if not self.handling or self.index >= self.count:
+            return None
+        message = self._in_hand()
+        if message == NULL or message.rkt == NULL:
+            return None  # a row that is an error
+        return api.topic_name(message.rkt).decode(), message.partition, message.offset
+
     cdef rd_kafka_message_t *_in_hand(self) noexcept:
         return self.messages[self.index] if self.payload is None else self.payload.message
 
@@ -428,9 +438,10 @@ cdef class Consumer(Membership):
         while self.index < count and not self.ended:
             self.until_look -= 1
             if self.until_look < 0 and self._slice_over():
-                return None
+                break
             if context_changed(self.context, self.base_context):
                 if self.in_task:
+                    self.handling = False
                     return RETIRE_MARK
                 PyContext_Exit(self.context)
                 self.context = self.base_context.copy()
@@ -531,6 +542,7 @@ cdef class Consumer(Membership):
                 self._advance(account, message)
             else:
                 Py_DECREF(<object>result)
+        self.handling = False
         return None
 
     cdef inline PyObject *_decode(self, Route route, PyObject *value, rd_kafka_message_t *message) noexcept:
@@ -696,7 +708,7 @@ cdef class Consumer(Membership):
         return 0
 
     def end_batch(self):
-        """Have run() come back after the record in hand. To be called in on_failure."""
+        """Have run() come back after the record in hand. Owner thread, while that is being handled."""
         self.ended = True
 
     cdef int _error_row(self, rd_kafka_message_t *message) except -1:
