@@ -24,7 +24,10 @@ changes, `Settings(...)` does not read it at all. An empty variable counts as no
 """
 
 SECTIONS = [
-    ("Consuming", ("kafka_address", "batch_", "prefetch_", "max_payload_", "commit_", "close_", "auto_offset_")),
+    (
+        "Consuming",
+        ("kafka_address", "batch_", "prefetch_", "max_payload_", "commit_", "drain_", "close_", "auto_offset_"),
+    ),
     ("Failed records", ("fatal_", "retryable_", "dead_letter")),
     (
         "Publishing",

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import traceback
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
@@ -26,8 +27,10 @@ from keven_core.kafka import record as record_module
 from keven_core.kafka._copies import COPY_TOPIC_CONFIG, CopyPublisher, copy_options
 from keven_core.kafka._drivers import FETCH, WORK, Call, Handle, Hook, Steps, Stopped, fulfil
 from keven_core.kafka._failures import Failures, FloodBreaker, Verdict
+from keven_core.kafka._ledger import discrepancies
 from keven_core.kafka._promises import Promises, StoredOffset
 from keven_core.kafka._shelf import Held, Shelf
+from keven_core.kafka._watchdog import Watchdog
 from keven_core.kafka.config import Settings
 from keven_core.kafka.deadletter import Attempt, attempt_of
 from keven_core.kafka.errors import (
@@ -37,9 +40,11 @@ from keven_core.kafka.errors import (
     CommitError,
     ConfigurationError,
     DeliveryError,
+    DrainError,
     ForkedProcessError,
     KafkaError,
     KafkaTimeoutError,
+    LedgerError,
     OffsetOutOfRangeError,
     UndecodableError,
     UnknownTopicError,
@@ -132,7 +137,11 @@ class Session:
         self.owner = owner
         self.consumer: Consumer | None = None
         self.stopping = False
+        self._hurried = False
+        self.cut: DrainError | None = None  # set when what runs is not waited for any longer
+        self.heed_stop: Callable[[], None] | None = None  # called by stop() and cut_off(), in any thread
         self._stopped_at = 0.0
+        self._drain_s = plan.settings.drain_timeout_ms / 1000
         self.connected = False
         self.batch_timeout_ms = plan.settings.batch_timeout_ms
         self._close_timeout_s = plan.settings.close_timeout_ms / 1000
@@ -165,9 +174,50 @@ class Session:
         if not self.stopping:
             self._stopped_at = time.monotonic()
             self.stopping = True
+            if self.heed_stop is not None:
+                self.heed_stop()
         consumer = self.consumer
         if consumer is not None:
+            consumer.look_at_clock()
             consumer.wake()
+
+    @property
+    def drain_left_s(self) -> float:
+        """How long, after stop(), what is in hand may still be gone on with."""
+        return self._stopped_at + self._drain_s - time.monotonic()
+
+    def records_in_hand(self) -> list[tuple[str, int, int]]:
+        """(topic, partition, offset) of what is being handled. From any thread."""
+        again, consumer = self._again, self.consumer
+        if again is not None:
+            return [(again.topic, again.partition, again.offset)]
+        found = consumer.position_in_hand() if consumer is not None else None
+        return [] if found is None else [found]
+
+    def cut_off(self, why: str, exit_code: int) -> None:
+        """Begin nothing more, and don't wait for what runs: an async handler is cancelled, a sync one only named.
+
+        Owner thread, also in a signal handler there.
+        """
+        self._hurried = True
+        records = self.records_in_hand()
+        if not records or self.consumer is None:
+            return
+        names = ", ".join(f"{topic} [{partition}] @ {offset}" for topic, partition, offset in records)
+        self.cut = DrainError(
+            f"{why}: unfinished: {names}; what was not finished is neither done nor failed and will be handled again",
+            records,
+            exit_code=exit_code,
+        )
+        logger.warning("%s", one_line(self.cut, 1000))
+        self.consumer.end_batch()
+        if self.heed_stop is not None:
+            self.heed_stop()
+
+    def drain_is_over(self) -> None:
+        """Cut off what still runs after KEVEN_DRAIN_TIMEOUT_MS. Owner thread."""
+        if self.cut is None:
+            self.cut_off(f"KEVEN_DRAIN_TIMEOUT_MS={self.plan.settings.drain_timeout_ms} has passed", 3)
 
     def refuse_in_child(self) -> None:
         """Raise ForkedProcessError in a forked child: its threads did not come along, so nobody would answer."""
@@ -227,14 +277,21 @@ class Session:
             self._connect()
             yield from self._prepare_topics()
             yield from self._take_position()
-            yield from self._consume()
+            watchdog = Watchdog(self, self.plan.max_poll_interval_s)
+            watchdog.start()
+            try:
+                yield from self._consume()
+            finally:
+                watchdog.close()
         except Stopped as stopped:
             under_way = stopped.call
+        except CancelledError as error:
+            failure = self.cut or error
         except BaseException as error:
             failure = error
         try:
             if under_way is None:
-                yield from self._shut_down()
+                yield from self._shut_down(in_order=failure is None)
             else:
                 self._free_after(under_way)
         except BaseException as error:
@@ -403,9 +460,9 @@ class Session:
                     return
 
     def _may_finish(self) -> bool:
-        """Whether, after stop(), the batch in hand is gone on with: while there is time left to commit it."""
+        """Whether, after stop(), the batch in hand is gone on with: the last record has half of the time for itself."""
         assert self.consumer is not None
-        return self.consumer.in_hand > 0 and time.monotonic() < self._stopped_at + self._close_timeout_s / 2
+        return self.consumer.in_hand > 0 and self.drain_left_s > self._drain_s / 2 and not self._hurried
 
     def _settle(self, timeout_s: float) -> Generator[Any, Any, KafkaError | None]:
         """Store the batch's offsets, or leave them with the promises; returns why that did not do.
@@ -776,6 +833,8 @@ class Session:
 
         Called from the hot path, on the owner thread; with `attempt` for a record of the retry topic.
         """
+        if self.cut is not None:
+            raise self.cut from error  # of being cut off
         consumer, failures = self.consumer, self._failures
         assert consumer is not None
         assert failures is not None
@@ -834,15 +893,15 @@ class Session:
         if consumer is not None:
             call.add_done_callback(lambda _: consumer.close(1000))
 
-    def _shut_down(self) -> Steps:
+    def _shut_down(self, *, in_order: bool) -> Steps:
         consumer, copies = self.consumer, self._copies
         if consumer is None or copies is None:
             return
         self.stop()
         self._drop_held(self._shelf.partitions())
         now = time.monotonic()
-        # A handler that took longer than that leaves a second for the commit of what it did.
-        deadline = max(now + 1, self._stopped_at + self._close_timeout_s)
+        # A handler that took longer than it may leaves a second for the commit of what it did.
+        deadline = max(now + 1, min(now, self._stopped_at + self._drain_s) + self._close_timeout_s)
         problems: list[BaseException] = []
         try:
             failure = yield from self._settle(deadline - now)
@@ -851,6 +910,8 @@ class Session:
         failure = failure or (yield from self._await_promises(deadline - now, all_of_them=True))
         if failure is not None:
             problems.append(failure)
+        if consumer.in_hand:
+            logger.info("%d fetched records are left for the next server", consumer.in_hand)
         for kind, partitions, lost in consumer.take_notes():
             if kind == "revoke" and lost:
                 deadline += yield from self._timed(self._give_up(partitions, lost=True), problems)
@@ -861,6 +922,9 @@ class Session:
                 problems.append(error)
         parting = self._tell_of_loss(consumer.assignment(), lost=consumer.assignment_lost)
         deadline += yield from self._timed(parting, problems)
+        wrong = discrepancies(consumer.ledger(), consumer.offsets()) if in_order else []
+        if wrong:
+            problems.append(LedgerError("the ledger does not add up: " + "; ".join(wrong) + "; please report it"))
         left = yield Call(lambda: consumer.close(_left_ms(deadline)))
         if not left:
             logger.warning(

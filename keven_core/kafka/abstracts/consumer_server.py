@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from keven_core.kafka._drivers import run_async, run_sync
+from keven_core.kafka._exits import exit_with_its_code
 from keven_core.kafka._session import PartitionHook, Plan, Session, StartPosition, TopicPartition
 from keven_core.kafka.config import DEFAULT_ADDRESS, Settings
 from keven_core.kafka.errors import ClosedError, ConfigurationError, UsageError
@@ -85,14 +86,18 @@ class KafkaConsumerServer:
     Retries hold nothing up: the record's copy waits in `kafka_server.<client_id>.retry`, the records behind it are
     handled meanwhile. See keven_core.kafka.retry for policies, keven_core.kafka.outcomes for what handlers can ask for.
 
-    Partition hooks see lists of TopicPartition, those of the server's retry topic among them. Each partition that on_assign
-    was called for is handed to one of on_revoke and on_lost, once. They run in the server's thread or event loop, and
-    polling stands still meanwhile, so they have to be done within max_poll_interval. An exception ends the server in
-    order and is raised at its end.
+    Partition hooks see lists of TopicPartition, those of the server's retry topic among them. Each partition that
+    on_assign was called for is handed to one of on_revoke and on_lost, once. They run in the server's thread or event
+    loop, and polling stands still meanwhile, so they have to be done within max_poll_interval. An exception ends the
+    server in order and is raised at its end.
 
     Run it with start_sync() or `await run_server()`; or embed it: `with server:` runs it in a thread, `async with
-    server:` in a task. stop() ends it, from any thread, in order: finish the batch in hand (for up to half of
-    KEVEN_CLOSE_TIMEOUT_MS), commit, leave the group. Raises ConfigurationError when an argument is wrong.
+    server:` in a task. stop() ends it, from any thread, in order: finish the batch in hand, commit, leave the group.
+    Raises ConfigurationError when an argument is wrong.
+
+    Handlers may run for KEVEN_DRAIN_TIMEOUT_MS then; after half of it nothing of the batch is begun any more, but left
+    for the next server. Past it an async handler is cancelled (DrainError names its record, which is neither done nor
+    failed); a sync one can't be, so the server ends when it returns, and says meanwhile what it waits for.
     """
 
     def __init__(
@@ -265,6 +270,7 @@ class KafkaConsumerServer:
             raise UsageError("this server is already running: make another one to run two")
         registries = {runner.registry for runner in self.runners if hasattr(runner, "registry")}
         session = Session(self._plan(), self)
+        stack.push(exit_with_its_code)
         for registry in registries:
             stack.enter_context(registry.frozen())
         stack.callback(self._end)
@@ -281,9 +287,11 @@ class KafkaConsumerServer:
         """Run until the end, in this thread; blocks.
 
         Returns when the run ended in order: stop(), SIGTERM, SIGINT, `timeout` or `until_end`, with everything handled
-        committed. Raises CommitError when that could not be confirmed, and whatever else ended the run. In the main
-        thread SIGTERM and SIGINT stop the server meanwhile (a second one acts as it did before); previous signal
-        handlers are restored. With an async handler it runs an event loop (uvloop) of its own.
+        committed. Raises CommitError when that could not be confirmed, DrainError when a handler had to be cut off,
+        and whatever else ended the run; a script that ends by one of these has its `exit_code`. In the main thread
+        SIGTERM and SIGINT stop the server meanwhile; a second one names what is unfinished in the log, cancels an async
+        handler, and then acts as it did before the server was started. Previous signal handlers are restored. With an
+        async handler it runs an event loop (uvloop) of its own.
         """
         if self.needs_loop():
             run_in_loop(self.run_server())
@@ -305,6 +313,10 @@ class KafkaConsumerServer:
         self._stop_requested = True
         if self._session is not None:
             self._session.stop()
+
+    def _cut_off(self, why: str) -> None:
+        if self._session is not None:
+            self._session.cut_off(why, 5)
 
     def terminate(self) -> None:
         """The original's name of stop()."""
@@ -431,11 +443,15 @@ def run_in_loop(coroutine: Any) -> None:
 
 
 class SignalStop:
-    """While entered in the main thread, the first SIGTERM or SIGINT stops the server; elsewhere it does nothing."""
+    """While entered in the main thread, the first SIGTERM or SIGINT stops the server; elsewhere it does nothing.
+
+    A second one cuts off what runs, and then acts as it did before.
+    """
 
     def __init__(self, server: Any) -> None:
         self._server = server
         self._previous: dict[int, Any] = {}
+        self._stopping = False
 
     def __enter__(self) -> SignalStop:
         if threading.current_thread() is threading.main_thread():
@@ -444,9 +460,15 @@ class SignalStop:
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        logger.info("%s: finishing the batch in hand", signal.Signals(number).name)
+        name = signal.Signals(number).name
+        if not self._stopping:
+            self._stopping = True
+            logger.info("%s: finishing the batch in hand", name)
+            self._server.stop()
+            return
         self._restore()
-        self._server.stop()
+        self._server._cut_off(f"{name} came while the server was ending")
+        signal.raise_signal(number)
 
     def _restore(self) -> None:
         while self._previous:

@@ -707,6 +707,13 @@ cdef class Consumer(Membership):
         self._advance(account, message)
         return 0
 
+    def look_at_clock(self):
+        """Have run() do so after the record in hand, however quick those before it were. From any thread.
+
+        So a stride of records that suddenly take long does not go on until max_poll_interval has passed.
+        """
+        self.until_look = 0
+
     def end_batch(self):
         """Have run() come back after the record in hand. Owner thread, while that is being handled."""
         self.ended = True
