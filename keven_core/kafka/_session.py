@@ -291,7 +291,7 @@ class Session:
             failure = error
         try:
             if under_way is None:
-                yield from self._shut_down(in_order=failure is None)
+                yield from self._shut_down(failure)
             else:
                 self._free_after(under_way)
         except BaseException as error:
@@ -893,7 +893,8 @@ class Session:
         if consumer is not None:
             call.add_done_callback(lambda _: consumer.close(1000))
 
-    def _shut_down(self, *, in_order: bool) -> Steps:
+    def _shut_down(self, failure: BaseException | None) -> Steps:
+        """Finish, store, commit, leave, free. `failure` is what has ended the run, if it was not to end."""
         consumer, copies = self.consumer, self._copies
         if consumer is None or copies is None:
             return
@@ -904,12 +905,12 @@ class Session:
         deadline = max(now + 1, min(now, self._stopped_at + self._drain_s) + self._close_timeout_s)
         problems: list[BaseException] = []
         try:
-            failure = yield from self._settle(deadline - now)
+            unkept = yield from self._settle(deadline - now)
         except DeliveryError as error:
-            failure = error
-        failure = failure or (yield from self._await_promises(deadline - now, all_of_them=True))
-        if failure is not None:
-            problems.append(failure)
+            unkept = error
+        unkept = unkept or (yield from self._await_promises(deadline - now, all_of_them=True))
+        if unkept is not None:
+            problems.append(unkept)
         if consumer.in_hand:
             logger.info("%d fetched records are left for the next server", consumer.in_hand)
         for kind, partitions, lost in consumer.take_notes():
@@ -920,9 +921,11 @@ class Session:
                 yield Call(lambda: consumer.commit(_left_ms(deadline)))
             except CommitError as error:
                 problems.append(error)
-        parting = self._tell_of_loss(consumer.assignment(), lost=consumer.assignment_lost)
+        # After a fatal error, such as a static member's that another one has replaced, nothing is its own any more.
+        lost = consumer.assignment_lost or (isinstance(failure, KafkaError) and failure.fatal)
+        parting = self._tell_of_loss(consumer.assignment(), lost=lost)
         deadline += yield from self._timed(parting, problems)
-        wrong = discrepancies(consumer.ledger(), consumer.offsets()) if in_order else []
+        wrong = discrepancies(consumer.ledger(), consumer.offsets()) if failure is None else []
         if wrong:
             problems.append(LedgerError("the ledger does not add up: " + "; ".join(wrong) + "; please report it"))
         left = yield Call(lambda: consumer.close(_left_ms(deadline)))

@@ -1,4 +1,4 @@
-"""Every error that keven_core raises, in three families: the caller's misuse, Kafka's answer, our own bug.
+"""Every error that keven_core raises, in families: the caller's misuse, Kafka's answer, our own bug.
 
 Classes that mean what a builtin means derive from that builtin too, so `except TimeoutError` works as expected.
 No message ever carries configuration values or payloads.

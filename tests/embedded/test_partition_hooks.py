@@ -22,7 +22,9 @@ from embedded_support import (
     wait_until,
 )
 
-# Kafka's numbers.
+from keven_core.kafka.errors import KafkaError
+
+# Kafka's number.
 UNKNOWN_MEMBER_ID = 25
 
 COOPERATIVE = {"partition.assignment.strategy": "cooperative-sticky"}
@@ -81,7 +83,7 @@ HOOKS = pytest.mark.parametrize(
 EACH_PROTOCOL = pytest.mark.parametrize(
     ("mode", "asynchronous", "strategy"),
     [
-        pytest.param("sync", False, {}, id="sync eager"),
+        pytest.param("sync", False, {}, id="sync eager", marks=pytest.mark.soak),
         pytest.param("async", True, COOPERATIVE, id="async cooperative"),
         pytest.param("async", True, {}, id="async eager", marks=pytest.mark.soak),
         pytest.param("sync", False, COOPERATIVE, id="sync cooperative", marks=pytest.mark.soak),
@@ -254,3 +256,23 @@ def test_an_async_hook_makes_a_server_of_sync_handlers_run_a_loop(embedded_kafka
     reading_server(embedded_kafka, "t", print, on_assign=note, on_revoke=note).start_sync()
     assert len(set(loops)) == 1
     assert len(loops) == 2
+
+
+@MODES
+@pytest.mark.logs_errors
+def test_after_a_fatal_error_the_partitions_are_lost(embedded_kafka: Any, mode: str) -> None:
+    """As when a static member is fenced; it ends the server at once."""
+    topics(embedded_kafka, "t")
+    send(embedded_kafka, "t", b"x")
+    journal = Journal()
+    server = group_server(embedded_kafka, "t", journal.handle, settings=quick(embedded_kafka), **journal.hooks)
+    running = Live(server, mode)
+    wait_until(lambda: b"x" in journal.entries, "the record")
+    server._session.consumer.trigger_fatal_error(82, "for the test")  # type: ignore[union-attr]
+    running.join(10)
+    assert isinstance(running.error, KafkaError)
+    assert running.error.fatal
+    assert running.error.name == "FENCED_INSTANCE_ID"
+    assert "the consumer can't go on" in str(running.error)
+    assert len(journal.of("lost")) == 1
+    assert not journal.of("revoke")

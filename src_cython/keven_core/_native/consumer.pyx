@@ -727,6 +727,9 @@ cdef class Consumer(Membership):
             if account.end_offset >= 0 and message.offset >= account.end_offset:
                 account.end_offset = REACHED
             return 0
+        if message.err == RD_KAFKA_RESP_ERR__FATAL:
+            self.row_errors.append((None, -1, self._fatal_error()))
+            return 0
         where = f"{topic} [{message.partition}]" if topic else "consumer"
         # The text of an error row is NUL-terminated (rdkafka.h, rd_kafka_message_errstr).
         error = error_of(message.err, where, <const char *>message.payload, False)
@@ -921,6 +924,7 @@ cdef class Consumer(Membership):
         cdef rd_kafka_event_t *event
         cdef rd_kafka_error_t *error
         cdef rd_kafka_t *rk
+        cdef char reason[512]
         cdef int closed = 0
         cdef int64_t left
         if self.closed:
@@ -935,7 +939,8 @@ cdef class Consumer(Membership):
             error = api.consumer_close_queue(rk, queue)
         if error != NULL:
             failure = error_of_object(error, "close")
-            closed = failure.fatal or failure.code == RD_KAFKA_RESP_ERR__STATE
+            # rdkafka.c, rd_kafka_consumer_close_q: after a fatal error it does nothing but return that.
+            closed = api.fatal_error(rk, reason, sizeof(reason)) != 0 or failure.code == RD_KAFKA_RESP_ERR__STATE
         try:
             while not closed:
                 with nogil:
