@@ -284,12 +284,12 @@ def test_polling_that_stands_still_is_said_once_per_stall(embedded_kafka: Any, k
             wait_until(lambda: len(said()) > before, "the stall is said", 3)
 
         def handle(message: bytes) -> None:
-            if message != b"0":
+            if message == b"1":
                 stall(message)
             got.append(message)
 
         async def handle_async(message: bytes) -> None:
-            if message != b"0":
+            if message == b"1":
                 await asyncio.get_running_loop().run_in_executor(None, stall, message)
             got.append(message)
 
@@ -299,12 +299,10 @@ def test_polling_that_stands_still_is_said_once_per_stall(embedded_kafka: Any, k
             wait_until(lambda: got == numbered(3), "all is handled")
             assert len(_watchdogs()) == 1
     found = said()
-    assert len(found) == (1 if kind == "hook" else 2)
-    wanted = ["while no record was"] if kind == "hook" else ["while t [0] @ 1 was", "while t [0] @ 2 was"]
-    for line, part in zip(found, wanted, strict=True):
-        assert part in line
-        assert "max_poll_interval" in line
-        assert 1.6 <= float(line.split("still for ")[1].split()[0]) < 2
+    (line,) = found
+    assert ("while no record was" if kind == "hook" else "while t [0] @ 1 was being handled") in line
+    assert "max_poll_interval" in line
+    assert 1.6 <= float(line.split("still for ")[1].split()[0]) < 2
     assert not _watchdogs()
 
 

@@ -14,7 +14,6 @@ from real_services import (
     COOPERATIVE,
     EAGER,
     KIP_848,
-    PROTOCOLS,
     Load,
     Service,
     Services,
@@ -28,7 +27,7 @@ from real_services import (
 
 pytestmark = pytest.mark.real_kafka
 
-BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+SOAK = pytest.mark.soak
 
 HOOKED = """
 import json, logging, os, sys, time
@@ -135,8 +134,17 @@ def _start(
     return Hooked(services.run_script(name, HOOKED, *arguments, env=env))
 
 
-@PROTOCOLS
-@BOTH
+@pytest.mark.parametrize(
+    ("protocol", "asynchronous"),
+    [
+        pytest.param(EAGER, False, id="eager sync"),
+        pytest.param(COOPERATIVE, True, id="cooperative-sticky async"),
+        pytest.param(KIP_848, False, id="kip-848 sync"),
+        pytest.param(EAGER, True, id="eager async", marks=SOAK),
+        pytest.param(COOPERATIVE, False, id="cooperative-sticky sync", marks=SOAK),
+        pytest.param(KIP_848, True, id="kip-848 async", marks=SOAK),
+    ],
+)
 def test_hooks_in_rebalances_under_load(
     kafka: Any, services: Services, topic: str, protocol: str, asynchronous: bool
 ) -> None:
@@ -170,7 +178,14 @@ def test_hooks_in_rebalances_under_load(
     assert len(handled) == len(set(handled)) == len(load.acknowledged)
 
 
-@PROTOCOLS
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        pytest.param(EAGER, id="eager", marks=SOAK),
+        pytest.param(COOPERATIVE, id="cooperative-sticky", marks=SOAK),
+        pytest.param(KIP_848, id="kip-848"),
+    ],
+)
 def test_partitions_that_are_lost(kafka: Any, services: Services, topic: str, protocol: str) -> None:
     """The first does not run for longer than its session lasts; when it goes on its partitions are another's."""
     send(kafka.bootstrap_servers, topic, [load_value(number) for number in range(20)], partition=0)
@@ -209,7 +224,7 @@ start_events_receiver_server(server_name=sys.argv[1], topics=[sys.argv[1]], **{s
 """
 
 
-@pytest.mark.parametrize("hook", ["on_assign", "on_revoke"])
+@pytest.mark.parametrize("hook", [pytest.param("on_assign", marks=SOAK), "on_revoke"])
 def test_an_exception_of_a_hook_ends_the_script(kafka: Any, services: Services, topic: str, hook: str) -> None:
     send(kafka.bootstrap_servers, topic, [load_value(1)], partition=0)
     service = services.run_script("service", RAISES, topic, hook)
@@ -226,7 +241,14 @@ def test_an_exception_of_a_hook_ends_the_script(kafka: Any, services: Services, 
 # --- static members --------------------------------------------------------------------------------------------------
 
 
-@PROTOCOLS
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        pytest.param(EAGER, id="eager"),
+        pytest.param(COOPERATIVE, id="cooperative-sticky", marks=SOAK),
+        pytest.param(KIP_848, id="kip-848", marks=SOAK),
+    ],
+)
 def test_a_static_member_that_restarts_costs_the_others_nothing(
     kafka: Any, services: Services, topic: str, protocol: str
 ) -> None:
@@ -249,8 +271,11 @@ def test_a_static_member_that_restarts_costs_the_others_nothing(
 
 @pytest.mark.parametrize(
     ("protocol", "fenced"),
-    [(EAGER, "first"), (COOPERATIVE, "first"), (KIP_848, "second")],
-    ids=["eager", "cooperative-sticky", "kip-848"],
+    [
+        pytest.param(EAGER, "first", id="eager"),
+        pytest.param(COOPERATIVE, "first", id="cooperative-sticky", marks=SOAK),
+        pytest.param(KIP_848, "second", id="kip-848"),
+    ],
 )
 def test_two_members_with_one_name(kafka: Any, services: Services, topic: str, protocol: str, fenced: str) -> None:
     """Classic groups fence the older one; under KIP-848 the newer one is refused. Either says so, and ends."""
@@ -264,7 +289,8 @@ def test_two_members_with_one_name(kafka: Any, services: Services, topic: str, p
     (stays,) = members.values()
     assert out.service.wait(20) == 1, out.service.tail()
     last = out.service.err.strip().splitlines()[-1]
-    assert re.search(r"(FENCED|UNRELEASED)_INSTANCE_ID|[Ii]nstance|fenced", last), out.service.tail()
+    reason = "FENCED_INSTANCE_ID" if fenced == "first" else "UNRELEASED_INSTANCE_ID"
+    assert re.search(rf"KafkaError: the consumer can't go on: .*instance.*\({reason}\)", last), out.service.tail()
     if fenced == "first":
         # Its partitions are another's, so it is told of their loss.
         assert [entry.kind for entry in out.journal if entry.kind != "handled"] == ["assign", "lost"]
