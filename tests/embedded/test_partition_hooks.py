@@ -84,6 +84,7 @@ EACH_PROTOCOL = pytest.mark.parametrize(
     ("mode", "asynchronous", "strategy"),
     [
         pytest.param("sync", False, {}, id="sync eager", marks=pytest.mark.soak),
+        # The others are seen on real Kafka.
         pytest.param("async", True, COOPERATIVE, id="async cooperative"),
         pytest.param("async", True, {}, id="async eager", marks=pytest.mark.soak),
         pytest.param("sync", False, COOPERATIVE, id="sync cooperative", marks=pytest.mark.soak),

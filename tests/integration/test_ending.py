@@ -123,9 +123,8 @@ print("exit code", process.exitcode, flush=True)
 """
 
 
-@pytest.mark.parametrize(
-    "twice", [pytest.param(False, id="deadline", marks=pytest.mark.soak), pytest.param(True, id="second signal")]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("twice", [False, True], ids=["deadline", "second signal"])
 def test_the_exit_code_of_a_launched_process(kafka: Any, services: Services, topic: str, twice: bool) -> None:
     send(kafka.bootstrap_servers, topic, [load_value(number) for number in range(4)], partition=0)
     env = {"KEVEN_DRAIN_TIMEOUT_MS": "60000" if twice else "500"}

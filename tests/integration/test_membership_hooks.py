@@ -224,7 +224,8 @@ start_events_receiver_server(server_name=sys.argv[1], topics=[sys.argv[1]], **{s
 """
 
 
-@pytest.mark.parametrize("hook", [pytest.param("on_assign", marks=SOAK), "on_revoke"])
+@pytest.mark.soak
+@pytest.mark.parametrize("hook", ["on_assign", "on_revoke"])
 def test_an_exception_of_a_hook_ends_the_script(kafka: Any, services: Services, topic: str, hook: str) -> None:
     send(kafka.bootstrap_servers, topic, [load_value(1)], partition=0)
     service = services.run_script("service", RAISES, topic, hook)
