@@ -218,9 +218,8 @@ def test_what_is_lost_is_told_as_lost(embedded_kafka: Any, mode: str, asynchrono
     ]
 
 
-@MODES
 @pytest.mark.logs_errors
-@pytest.mark.parametrize("failing", [False, True])
+@pytest.mark.parametrize(("mode", "failing"), [("sync", False), ("async", True)])
 def test_what_was_lost_before_the_end_is_told_as_lost_too(embedded_kafka: Any, mode: str, failing: bool) -> None:
     topics(embedded_kafka, "t")
     send(embedded_kafka, "t", b"x")

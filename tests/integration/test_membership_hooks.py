@@ -14,6 +14,7 @@ from real_services import (
     COOPERATIVE,
     EAGER,
     KIP_848,
+    PROTOCOLS,
     Load,
     Service,
     Services,
@@ -138,11 +139,11 @@ def _start(
     ("protocol", "asynchronous"),
     [
         pytest.param(EAGER, False, id="eager sync"),
-        pytest.param(COOPERATIVE, True, id="cooperative-sticky async"),
-        pytest.param(KIP_848, False, id="kip-848 sync"),
+        pytest.param(KIP_848, True, id="kip-848 async"),
         pytest.param(EAGER, True, id="eager async", marks=SOAK),
         pytest.param(COOPERATIVE, False, id="cooperative-sticky sync", marks=SOAK),
-        pytest.param(KIP_848, True, id="kip-848 async", marks=SOAK),
+        pytest.param(COOPERATIVE, True, id="cooperative-sticky async", marks=SOAK),
+        pytest.param(KIP_848, False, id="kip-848 sync", marks=SOAK),
     ],
 )
 def test_hooks_in_rebalances_under_load(
@@ -178,14 +179,8 @@ def test_hooks_in_rebalances_under_load(
     assert len(handled) == len(set(handled)) == len(load.acknowledged)
 
 
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        pytest.param(EAGER, id="eager", marks=SOAK),
-        pytest.param(COOPERATIVE, id="cooperative-sticky", marks=SOAK),
-        pytest.param(KIP_848, id="kip-848"),
-    ],
-)
+@SOAK
+@PROTOCOLS
 def test_partitions_that_are_lost(kafka: Any, services: Services, topic: str, protocol: str) -> None:
     """The first does not run for longer than its session lasts; when it goes on its partitions are another's."""
     send(kafka.bootstrap_servers, topic, [load_value(number) for number in range(20)], partition=0)
@@ -275,7 +270,7 @@ def test_a_static_member_that_restarts_costs_the_others_nothing(
     [
         pytest.param(EAGER, "first", id="eager"),
         pytest.param(COOPERATIVE, "first", id="cooperative-sticky", marks=SOAK),
-        pytest.param(KIP_848, "second", id="kip-848"),
+        pytest.param(KIP_848, "second", id="kip-848", marks=SOAK),
     ],
 )
 def test_two_members_with_one_name(kafka: Any, services: Services, topic: str, protocol: str, fenced: str) -> None:
