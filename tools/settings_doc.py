@@ -34,6 +34,7 @@ SECTIONS = [
             "max_in_flight",
             "workers",
             "commit_",
+            "drain_",
             "close_",
             "auto_offset_",
         ),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from keven_core.kafka._calls import escaped_cancellation, finished
 from keven_core.kafka._crew import Tasks, Threads
+from keven_core.kafka.errors import DrainError
 from keven_core.kafka.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -94,12 +95,18 @@ class Stopped(BaseException):
 
 
 class Steppable(Protocol):
-    """What a driver needs of a session. `next_due_s`: how long it may wait for messages at most; None: as it likes."""
+    """What a driver needs of a session.
+
+    `next_due_s`: how long it may wait for messages at most; None: as it likes. `heed_stop`: called in any thread when
+    `stopping` or `cut` is set.
+    """
 
     plan: Plan
     consumer: Consumer | None
     flow: Flow | None
     stopping: bool
+    cut: DrainError | None
+    heed_stop: Callable[[], None] | None
     batch_timeout_ms: int
     next_due_s: float | None
     base_context: contextvars.Context
@@ -109,6 +116,13 @@ class Steppable(Protocol):
 
     def stop(self) -> None:
         """Ask the run to end."""
+
+    @property
+    def drain_left_s(self) -> float:
+        """How long, after that, a handler may still run."""
+
+    def drain_is_over(self) -> None:
+        """It still runs: cut it off."""
 
 
 def fulfil(future: futures.Future[Any], func: Callable[[], Any]) -> None:
@@ -205,11 +219,12 @@ async def run_async(session: Steppable) -> None:
 
     One worker task goes on from record to record; it is replaced only when a handler has changed a context variable, so
     that the next record starts clean. Cancelling the caller stops the run in order and then cancels; cancelling again
-    cancels the worker, and with it the handler that runs.
+    cancels the worker, and with it the handler that runs; so does the session when the time to drain is over.
     """
     driver = _AsyncDriver(session, asyncio.get_running_loop())
     cancelled = False
     try:
+        driver.heed_stop()
         while not driver.finished:
             worker = driver.new_worker()
             while not worker.done():
@@ -222,7 +237,7 @@ async def run_async(session: Steppable) -> None:
                     session.stop()
             worker.result()
     finally:
-        driver.unwatch()
+        driver.close()
     if cancelled:
         raise asyncio.CancelledError
 
@@ -250,6 +265,26 @@ class _AsyncDriver:
         self._crew_failure: BaseException | None = None
         self._fed_at = 0.0  # when the loop had its turn last
         self._timer: asyncio.TimerHandle | None = None
+        self._worker: asyncio.Task[None] | None = None
+        self._drain: asyncio.TimerHandle | None = None
+        session.heed_stop = lambda: loop.call_soon_threadsafe(self.heed_stop)  # type: ignore[assignment]
+
+    def heed_stop(self) -> None:
+        """See that handlers end in time once the session is to end."""
+        session = self._session
+        if session.cut is not None:
+            handling = self._step is WORK and session.consumer is not None and session.consumer.awaiting
+            if self._worker is not None and (handling or isinstance(self._step, Handle)):
+                self._worker.cancel()
+        elif session.stopping and self._drain is None:
+            self._drain = self._loop.call_later(max(0.0, session.drain_left_s), session.drain_is_over)
+
+    def close(self) -> None:
+        """Leave nothing in the loop."""
+        self._session.heed_stop = None
+        if self._drain is not None:
+            self._drain.cancel()
+        self.unwatch()
 
     def new_worker(self) -> asyncio.Task[None]:
         """A task with a fresh context that goes on where the last one stopped."""
@@ -258,9 +293,9 @@ class _AsyncDriver:
             worker = self._loop.create_task(self._work(), context=context)  # type: ignore[call-arg]  # Python 3.11
         except TypeError:
             # Python 3.10: the task runs in a copy of this context that nobody can name.
-            self._context = None
-            return context.run(self._loop.create_task, self._work())
+            worker, context = context.run(self._loop.create_task, self._work()), None  # type: ignore[assignment]
         self._context = context
+        self._worker = worker
         return worker
 
     async def _work(self) -> None:

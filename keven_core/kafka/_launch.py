@@ -58,7 +58,11 @@ class ServerProcess:
 
     @property
     def exitcode(self) -> int | None:
-        """None while it runs; 0 after an end in order with everything committed; -N after signal N."""
+        """None while it runs; 0 after an end in order with everything committed; -N after signal N.
+
+        After an error that has ended it the `exit_code` of that: 3 a handler was cut off, as the time was over; 4 what
+        was handled is not confirmed as committed; 5 a handler was cut off by a second signal; 1 any other.
+        """
         code = self._popen.poll()
         if code is not None:
             self._release()

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import traceback
+from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
@@ -28,7 +29,9 @@ from keven_core.kafka._attempts import Attempts
 from keven_core.kafka._copies import COPY_TOPIC_CONFIG, CopyPublisher, copy_options
 from keven_core.kafka._drivers import DISMISS, FETCH, WORK, Call, Hook, Rest, Steps, Stopped, fulfil
 from keven_core.kafka._failures import Failures, FloodBreaker, Verdict
+from keven_core.kafka._ledger import discrepancies
 from keven_core.kafka._promises import Promises, StoredOffset
+from keven_core.kafka._watchdog import Watchdog
 from keven_core.kafka.config import Settings
 from keven_core.kafka.deadletter import Attempt
 from keven_core.kafka.errors import (
@@ -38,9 +41,11 @@ from keven_core.kafka.errors import (
     CommitError,
     ConfigurationError,
     DeliveryError,
+    DrainError,
     ForkedProcessError,
     KafkaError,
     KafkaTimeoutError,
+    LedgerError,
     OffsetOutOfRangeError,
     UnknownTopicError,
     refused_credentials,
@@ -56,7 +61,7 @@ if TYPE_CHECKING:
     from keven_core._native.logger import HandlerScope
     from keven_core._native.message import Record
 
-__all__ = ["FlowPlan", "Order", "Plan", "Session", "StartPosition", "TopicPartition"]
+__all__ = ["FlowPlan", "Order", "PartitionHook", "Plan", "Session", "StartPosition", "TopicPartition"]
 
 logger = logging.getLogger("keven_core.kafka")
 
@@ -73,11 +78,19 @@ StartPosition = str | datetime | Mapping[tuple[str, int], int]
 
 @dataclass
 class TopicPartition:
-    """A partition as `on_assign_topics` sees it; changing `offset` there changes where it starts."""
+    """A partition as hooks see it.
+
+    Attributes:
+        offset: where it starts, -1001: at the committed offset, -2: at the beginning, -1: at the end; changing it in
+            `on_assign_topics` changes that. For on_revoke and on_lost the next offset to handle, -1001: none was.
+    """
 
     topic: str
     partition: int
     offset: int
+
+
+PartitionHook = Callable[[Any, list[TopicPartition]], Any]
 
 
 @dataclass
@@ -120,7 +133,10 @@ class Plan:
     max_poll_interval_s: float = 180
     session_timeout_s: float = 6
     heartbeat_interval_s: float = 2
-    on_assign_topics: Callable[[Any, list[TopicPartition]], Any] | None = None
+    on_assign_topics: PartitionHook | None = None
+    on_assign: PartitionHook | None = None
+    on_revoke: PartitionHook | None = None
+    on_lost: PartitionHook | None = None
     on_start: list[Callable[[], Any]] = field(default_factory=list)
     on_stop: list[Callable[[], Any]] = field(default_factory=list)
 
@@ -133,7 +149,11 @@ class Session:
         self.owner = owner
         self.consumer: Consumer | None = None
         self.stopping = False
+        self._hurried = False
+        self.cut: DrainError | None = None  # set when what runs is not waited for any longer
+        self.heed_stop: Callable[[], None] | None = None  # called by stop() and cut_off(), in any thread
         self._stopped_at = 0.0
+        self._drain_s = plan.settings.drain_timeout_ms / 1000
         self.connected = False
         self.batch_timeout_ms = plan.settings.batch_timeout_ms
         self._close_timeout_s = plan.settings.close_timeout_ms / 1000
@@ -166,9 +186,52 @@ class Session:
         if not self.stopping:
             self._stopped_at = time.monotonic()
             self.stopping = True
+            if self.heed_stop is not None:
+                self.heed_stop()
         consumer = self.consumer
         if consumer is not None:
+            consumer.look_at_clock()
             consumer.wake()
+
+    @property
+    def drain_left_s(self) -> float:
+        """How long, after stop(), what is in hand may still be gone on with."""
+        return self._stopped_at + self._drain_s - time.monotonic()
+
+    def records_in_hand(self) -> list[tuple[str, int, int]]:
+        """(topic, partition, offset) of what is being handled. From any thread."""
+        again, consumer = self._attempts.in_hand if self._attempts is not None else None, self.consumer
+        if again is not None:
+            return [(again.topic, again.partition, again.offset)]
+        if self.flow is not None:
+            return self.flow.unfinished()
+        found = consumer.position_in_hand() if consumer is not None else None
+        return [] if found is None else [found]
+
+    def cut_off(self, why: str, exit_code: int) -> None:
+        """Begin nothing more, and don't wait for what runs: an async handler is cancelled, a sync one only named.
+
+        Owner thread, also in a signal handler there.
+        """
+        self._hurried = True
+        records = self.records_in_hand()
+        if not records or self.consumer is None:
+            return
+        names = ", ".join(f"{topic} [{partition}] @ {offset}" for topic, partition, offset in records)
+        self.cut = DrainError(
+            f"{why}: unfinished: {names}; what was not finished is neither done nor failed and will be handled again",
+            records,
+            exit_code=exit_code,
+        )
+        logger.warning("%s", one_line(self.cut, 1000))
+        self.consumer.end_batch()
+        if self.heed_stop is not None:
+            self.heed_stop()
+
+    def drain_is_over(self) -> None:
+        """Cut off what still runs after KEVEN_DRAIN_TIMEOUT_MS. Owner thread."""
+        if self.cut is None:
+            self.cut_off(f"KEVEN_DRAIN_TIMEOUT_MS={self.plan.settings.drain_timeout_ms} has passed", 3)
 
     def refuse_in_child(self) -> None:
         """Raise ForkedProcessError in a forked child: its threads did not come along, so nobody would answer."""
@@ -243,14 +306,21 @@ class Session:
             self._connect()
             yield from self._prepare_topics()
             yield from self._take_position()
-            yield from self._consume()
+            watchdog = Watchdog(self, self.plan.max_poll_interval_s)
+            watchdog.start()
+            try:
+                yield from self._consume()
+            finally:
+                watchdog.close()
         except Stopped as stopped:
             under_way = stopped.call
+        except CancelledError as error:
+            failure = self.cut or error
         except BaseException as error:
             failure = error
         try:
             if under_way is None:
-                yield from self._shut_down()
+                yield from self._shut_down(failure)
             else:
                 self._free_after(under_way)
         except BaseException as error:
@@ -451,11 +521,11 @@ class Session:
                     return
 
     def _may_finish(self) -> bool:
-        """Whether, after stop(), the batch in hand is gone on with: while there is time left to commit it."""
+        """Whether, after stop(), the batch in hand is gone on with: the last record has half of the time for itself."""
         assert self.consumer is not None
         if self.flow is not None:
             return False
-        return self.consumer.in_hand > 0 and time.monotonic() < self._stopped_at + self._close_timeout_s / 2
+        return self.consumer.in_hand > 0 and self.drain_left_s > self._drain_s / 2 and not self._hurried
 
     def _nothing_left(self, attempts: Attempts) -> bool:
         assert self.consumer is not None
@@ -619,18 +689,41 @@ class Session:
                         yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
                     except CommitError as error:
                         logger.warning("at revocation: %s", one_line(error, 1000))
-                if self._promises is not None:
-                    self._promises.drop(gone)
-                if self._attempts is not None:
-                    self._attempts.drop(gone)
-                try:
-                    consumer.unassign(partitions)
-                except KafkaError as error:
-                    if not detail:
-                        raise
-                    logger.info("giving up lost partitions: %s", error)
+                yield from self._give_up(partitions, lost=bool(detail))
             elif detail is not None:
                 self._warn("commit", "background commit failed, it will be repeated: %s", detail)
+
+    def _give_up(self, partitions: list[tuple[str, int, int]], *, lost: bool) -> Steps:
+        """Unassign partitions of which everything was done that could be. The hook is told before."""
+        consumer = self.consumer
+        assert consumer is not None
+        gone = [entry[:2] for entry in partitions]
+        if self._promises is not None:
+            self._promises.drop(gone)
+        if self._attempts is not None:
+            self._attempts.drop(gone)
+        try:
+            yield from self._tell_of_loss(gone, lost=lost)
+        finally:
+            try:
+                consumer.unassign(partitions)
+            except KafkaError as error:
+                if not lost:
+                    raise
+                logger.info("giving up lost partitions: %s", error)
+
+    def _tell_of_loss(self, partitions: Iterable[tuple[str, int]], *, lost: bool) -> Steps:
+        """Call on_revoke, or on_lost, for those of the partitions that on_assign was called for."""
+        hook = self.plan.on_lost if lost else self.plan.on_revoke
+        assert self.consumer is not None
+        known = self.consumer.offsets()
+        told = [
+            TopicPartition(*key, known[key][0] if known[key][0] >= 0 else _LOGICAL_OFFSETS["stored"])
+            for key in partitions
+            if key in known
+        ]
+        if hook is not None and told:
+            yield Hook(partial(hook, self.owner, told))
 
     def _assign(self, partitions: list[tuple[str, int, int]], *, manual: bool = False) -> Steps:
         plan = self.plan
@@ -655,6 +748,8 @@ class Session:
         consumer.assign([(entry.topic, entry.partition, entry.offset) for entry in placed], manual=manual)
         if self._attempts is not None:
             self._attempts.assigned()
+        if plan.on_assign is not None and placed:
+            yield Hook(partial(plan.on_assign, self.owner, placed))
 
     def _finish_running(self, deadline: float, partitions: list[tuple[str, int]] | None = None) -> Steps:
         """Let the workers finish what they have of these partitions, or of all; give up what they have not begun."""
@@ -671,7 +766,7 @@ class Session:
             if self._attempts.used:
                 yield from self._try_again(self._attempts)
             left = deadline - time.monotonic()
-            if left <= 0 or not flow.busy(gone):
+            if left <= 0 or self.cut is not None or not flow.busy(gone):
                 break
             yield Rest(min(0.1, left))
 
@@ -810,6 +905,8 @@ class Session:
         Called from the hot path, on the owner thread; with `attempt` for a record of the retry topic. For one that is
         to be tried again in its place: in how many seconds, when it failed first, and what is to handle it then.
         """
+        if self.cut is not None:
+            raise self.cut from error  # of being cut off
         consumer, failures = self.consumer, self._failures
         assert consumer is not None
         assert failures is not None
@@ -872,35 +969,52 @@ class Session:
         if consumer is not None:
             call.add_done_callback(lambda _: consumer.close(1000))
 
-    def _shut_down(self) -> Steps:
+    def _shut_down(self, failure: BaseException | None) -> Steps:
+        """Finish, store, commit, leave, free. `failure` is what has ended the run, if it was not to end."""
         consumer, copies = self.consumer, self._copies
         if consumer is None or copies is None:
             return
         self.stop()
-        problem: BaseException | None = None
+        problems: list[BaseException] = []
         try:
-            yield from self._finish_running(self._stopped_at + self._close_timeout_s / 2)
+            yield from self._finish_running(self._stopped_at + self._drain_s)
         except BaseException as error:
-            problem = error
+            problems.append(error)
+        if self.flow is not None and self.flow.busy():
+            self.drain_is_over()
+            problems += [self.cut] if self.cut is not None and failure is None else []
         yield DISMISS
         if self._attempts is not None:
             self._attempts.drop()
         now = time.monotonic()
-        # A handler that took longer than that leaves a second for the commit of what it did.
-        deadline = max(now + 1, self._stopped_at + self._close_timeout_s)
+        # A handler that took longer than it may leaves a second for the commit of what it did.
+        deadline = max(now + 1, min(now, self._stopped_at + self._drain_s) + self._close_timeout_s)
         try:
-            late = yield from self._settle(deadline - now)
+            unkept = yield from self._settle(deadline - now)
         except DeliveryError as error:
-            late = error
-        problem = problem or late or (yield from self._await_promises(deadline - now, all_of_them=True))
+            unkept = error
+        unkept = unkept or (yield from self._await_promises(deadline - now, all_of_them=True))
+        if unkept is not None:
+            problems.append(unkept)
+        if consumer.in_hand:
+            logger.info("%d fetched records are left for the next server", consumer.in_hand)
         for kind, partitions, lost in consumer.take_notes():
             if kind == "revoke" and lost:
-                consumer.unassign(partitions)
+                deadline += yield from self._timed(self._give_up(partitions, lost=True), problems)
         if not self.plan.no_commit and self.plan.use_group:
             try:
                 yield Call(lambda: consumer.commit(_left_ms(deadline)))
             except CommitError as error:
-                problem = problem or error
+                problems.append(error)
+        # After a fatal error, such as a static member's that another one has replaced, nothing is its own any more.
+        lost = consumer.assignment_lost or (isinstance(failure, KafkaError) and failure.fatal)
+        parting = self._tell_of_loss(consumer.assignment(), lost=lost)
+        deadline += yield from self._timed(parting, problems)
+        if self.flow is not None:
+            self.flow.clear()  # what nobody has finished is given up
+        wrong = discrepancies(consumer.ledger(), consumer.offsets()) if failure is None else []
+        if wrong:
+            problems.append(LedgerError("the ledger does not add up: " + "; ".join(wrong) + "; please report it"))
         left = yield Call(lambda: consumer.close(_left_ms(deadline)))
         if not left:
             logger.warning(
@@ -909,8 +1023,19 @@ class Session:
                 self.plan.settings.close_timeout_ms,
             )
         yield Call(lambda: copies.close(_left_ms(deadline)))
-        if problem is not None:
-            raise problem
+        if problems:
+            for problem in problems[1:]:
+                logger.error("while shutting down: %s", one_line(problem, 1000))
+            raise problems[0]
+
+    def _timed(self, steps: Steps, problems: list[BaseException]) -> Generator[Any, Any, float]:
+        """Steps of the end that call hooks: how long they took; what they raise is added to the problems."""
+        began = time.monotonic()
+        try:
+            yield from steps
+        except BaseException as error:
+            problems.append(error)
+        return time.monotonic() - began
 
 
 def set_token(client: Any, source: Any, config: str) -> None:

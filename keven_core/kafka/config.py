@@ -194,8 +194,18 @@ class Settings:
         unit="ms",
         low=100,
         high=600_000,
-        effect="deadline for the end of the batch in hand (half of it), the last commit and leaving the group; past it "
-        "the exit code is not 0",
+        effect="deadline of a server's last commit and of leaving the group, after its handlers; past it the exit code "
+        "is not 0",
+    )
+    drain_timeout_ms: int = _setting(
+        10_000,
+        "KEVEN_DRAIN_TIMEOUT_MS",
+        unit="ms",
+        low=0,
+        high=600_000,
+        effect="how long handlers may run once a server is asked to end: records of the batch in hand are begun for "
+        "half of it, the others are left for the next server; past it an async handler is cancelled. Together with "
+        "KEVEN_CLOSE_TIMEOUT_MS below what stops the process waits for (Kubernetes: 30 s)",
     )
     auto_offset_reset: str = _setting(
         "earliest",

@@ -1,4 +1,4 @@
-"""Every error that keven_core raises, in three families: the caller's misuse, Kafka's answer, our own bug.
+"""Every error that keven_core raises, in families: the caller's misuse, Kafka's answer, our own bug.
 
 Classes that mean what a builtin means derive from that builtin too, so `except TimeoutError` works as expected.
 No message ever carries configuration values or payloads.
@@ -20,12 +20,14 @@ __all__ = [
     "DeadLetterFloodError",
     "Delivery",
     "DeliveryError",
+    "DrainError",
     "ForkedProcessError",
     "InternalError",
     "KafkaError",
     "KafkaTimeoutError",
     "KevenError",
     "LaunchError",
+    "LedgerError",
     "MessageTooLargeError",
     "OffsetOutOfRangeError",
     "QueueFullError",
@@ -43,7 +45,13 @@ __all__ = [
 
 
 class KevenError(Exception):
-    """Base of every error of this library."""
+    """Base of every error of this library.
+
+    Attributes:
+        exit_code: what a script exits with that a server's error has ended, also one of a launched process.
+    """
+
+    exit_code: int = 1
 
 
 # --- the caller's misuse ---------------------------------------------------------------------------------------------
@@ -111,6 +119,26 @@ class WorkerDiedError(RecordError):
         return type(self), (self.deaths, self.why)
 
 
+# --- the end of a server ---------------------------------------------------------------------------------------------
+
+
+class DrainError(KevenError):
+    """A server that was asked to end had to cut off a handler: the time was over, or a second signal came.
+
+    What else was handled is committed. Exit code 3 when KEVEN_DRAIN_TIMEOUT_MS was over, 5 after a second signal.
+
+    Attributes:
+        records: (topic, partition, offset) of what was cut off: neither done nor failed, so it comes again.
+    """
+
+    records: list[tuple[str, int, int]]
+
+    def __init__(self, message: str, records: Sequence[tuple[str, int, int]] = (), *, exit_code: int = 3) -> None:
+        super().__init__(message)
+        self.records = list(records)
+        self.exit_code = exit_code
+
+
 # --- Kafka's answer --------------------------------------------------------------------------------------------------
 
 
@@ -159,8 +187,12 @@ class OffsetOutOfRangeError(KafkaError, LookupError):
 
 
 class CommitError(KafkaError):
-    """Offsets could not be confirmed as committed; `offsets` names them as (topic, partition, offset)."""
+    """Offsets could not be confirmed as committed; `offsets` names them as (topic, partition, offset).
 
+    Exit code 4.
+    """
+
+    exit_code = 4
     offsets: list[tuple[str, int, int]]
 
     def __init__(self, message: str, offsets: list[tuple[str, int, int]] | None = None, **kwargs: object) -> None:
@@ -234,6 +266,10 @@ class RedriveError(DeliveryError):
 
 class InternalError(KevenError):
     """An invariant of this library does not hold: please report it."""
+
+
+class LedgerError(InternalError):
+    """What a server has counted does not add up, or does not go with its offsets."""
 
 
 def delivery_error(count: int, failures: Sequence[Delivery]) -> DeliveryError:

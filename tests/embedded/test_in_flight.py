@@ -29,7 +29,7 @@ from embedded_support import (
 )
 
 from keven_core.kafka import LongRunningEventHandler, current_record, event_handler
-from keven_core.kafka.errors import ConfigurationError
+from keven_core.kafka.errors import ConfigurationError, DrainError
 from keven_core.kafka.outcomes import DeadLetter, Retry, Skip
 from keven_core.kafka.record import current_records
 from keven_core.kafka.retry import RetryPolicy
@@ -264,14 +264,32 @@ def test_a_task_that_does_not_end_is_cancelled_and_its_record_comes_again(cluste
             raise
 
     orders(cluster, [0])
-    running = Live(server_of(cluster, "tasks", settings={"close_timeout_ms": 400}), "sync")
+    running = Live(server_of(cluster, "tasks", settings={"drain_timeout_ms": 400}), "sync")
     wait_until(lambda: started == [0], "it runs")
     running.server.stop()
     running.join()
+    assert isinstance(running.error, DrainError)
+    assert (running.error.records, running.error.exit_code) == ([(TOPIC, 0, 0)], 3)
     assert cancelled == [0]
     assert committed(cluster, "svc", TOPIC) == {}
-    assert totals(running.server) in ({"received": 1, "in_flight": 1}, {"received": 1, "stale": 1})
+    assert totals(running.server) == {"received": 1, "stale": 1}
     with live(server_of(cluster, "tasks")):
+        wait_until(lambda: committed(cluster, "svc", TOPIC) == {0: 1}, "it comes again")
+
+
+def test_a_thread_that_does_not_end_is_left_behind_and_its_record_comes_again(cluster: Any, gate: Any) -> None:
+    closed = gate(0)
+    register(lambda given: closed.pass_through(given.number), "threads")
+    orders(cluster, [0])
+    running = Live(server_of(cluster, "threads", settings={"drain_timeout_ms": 300}), "sync")
+    wait_until(lambda: closed.waiting == {0}, "it runs")
+    running.server.stop()
+    running.join()
+    assert isinstance(running.error, DrainError)
+    assert running.error.records == [(TOPIC, 0, 0)]
+    assert committed(cluster, "svc", TOPIC) == {}
+    closed.open()
+    with live(server_of(cluster, "threads")):
         wait_until(lambda: committed(cluster, "svc", TOPIC) == {0: 1}, "it comes again")
 
 

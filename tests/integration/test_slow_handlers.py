@@ -15,7 +15,7 @@ BOTH = pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "asyn
 @BOTH
 def test_sigterm_is_heeded_within_the_deadline(kafka: Any, services: Services, topic: str, asynchronous: bool) -> None:
     send(kafka.bootstrap_servers, topic, [load_value(number) for number in range(400)], partition=0)
-    worker = services.worker("worker", work_s=0.1, asynchronous=asynchronous, env={"KEVEN_CLOSE_TIMEOUT_MS": "4000"})
+    worker = services.worker("worker", work_s=0.1, asynchronous=asynchronous, env={"KEVEN_DRAIN_TIMEOUT_MS": "2000"})
     worker.wait_for_count(10)
     began = time.monotonic()
     worker.stop(signal.SIGTERM, timeout_s=60)
@@ -61,15 +61,19 @@ def test_a_second_sigterm_ends_it_at_once(kafka: Any, services: Services, topic:
     worker.wait_for_err("finishing the batch in hand")
     worker.terminate()
     assert worker.wait(10) == -signal.SIGTERM
+    assert f"SIGTERM came while the server was ending: unfinished: {topic} [0] @ 0;" in worker.err
     assert committed(kafka.bootstrap_servers, topic) == {}
 
 
 def test_a_record_that_takes_longer_than_the_deadline(kafka: Any, services: Services, topic: str) -> None:
-    """A handler is never cut off: its record is either done and committed, or comes again."""
+    """A sync handler is never cut off: its record is done and committed, however late."""
     send(kafka.bootstrap_servers, topic, [load_value(number) for number in range(3)], partition=0)
-    worker = services.worker("worker", work_s=3, env={"KEVEN_CLOSE_TIMEOUT_MS": "1000"})
-    worker.wait_for_err("assigned:")
-    worker.wait_for_count(1)
+    worker = services.worker(
+        "worker", work_s=3, env={"KEVEN_CLOSE_TIMEOUT_MS": "1000", "KEVEN_DRAIN_TIMEOUT_MS": "500"}
+    )
+    worker.wait_for_err("at work")
     worker.terminate()
-    worker.wait(30)
+    assert worker.wait(30) == 0, worker.tail()
+    assert worker.count == 1
+    assert f"(KEVEN_DRAIN_TIMEOUT_MS) has passed, while {topic} [0] @ 0 was being handled" in worker.err
     assert committed(kafka.bootstrap_servers, topic) == {0: worker.count}, worker.tail()

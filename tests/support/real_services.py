@@ -374,6 +374,8 @@ if options["asynchronous"]:
         event_name = "LOAD"
 
         async def handle_event(self, event):
+            if work_s >= 1:
+                logging.info("at work")
             if work_s:
                 await asyncio.sleep(work_s)
             note(event)

@@ -57,7 +57,8 @@ def test_everything_public_is_listed_in_order() -> None:
 def test_every_class_is_ours_documented_and_of_one_family(cls: type[KevenError]) -> None:
     assert issubclass(cls, KevenError)
     assert cls.__doc__
-    families = [f for f in (UsageError, RecordError, KafkaError, errors.InternalError) if issubclass(cls, f)]
+    bases = (UsageError, RecordError, errors.DrainError, KafkaError, errors.InternalError)
+    families = [family for family in bases if issubclass(cls, family)]
     assert len(families) == (0 if cls is KevenError else 1)
 
 

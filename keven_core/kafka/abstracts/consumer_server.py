@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 from keven_core.kafka import _supervised
 from keven_core.kafka._calls import is_async
 from keven_core.kafka._drivers import run_async, run_sync
-from keven_core.kafka._session import FlowPlan, Order, Plan, Session, StartPosition, TopicPartition
+from keven_core.kafka._exits import exit_with_its_code
+from keven_core.kafka._session import (
+    FlowPlan,
+    Order,
+    PartitionHook,
+    Plan,
+    Session,
+    StartPosition,
+    TopicPartition,
+)
 from keven_core.kafka.config import DEFAULT_ADDRESS, Settings
 from keven_core.kafka.errors import ClosedError, ConfigurationError, UsageError
 from keven_core.kafka.retry import Policies, RetryPolicy, detail_policies
@@ -89,6 +98,10 @@ class KafkaConsumerServer:
         workers: threads for synchronous handlers; None: KEVEN_WORKERS, or none while max_in_flight is one and up to 16
             else. Without any they run in the server's own thread, one after the other.
         use_group: False: read all partitions of the topics without joining a group; nothing is committed.
+        on_assign, on_revoke, on_lost: functions, sync or async, called hook(server, partitions) when the server has got
+            partitions and placed their offsets, but handled nothing of them yet; when it gives partitions up, also at
+            its end, after what was in hand of them was handled and committed; instead of that when they are lost
+            already, so that nothing of them can be committed. See below.
         on_start, on_stop: functions without arguments, sync or async, called before the first message and after the
             last; on_stop also when the run failed.
 
@@ -98,9 +111,18 @@ class KafkaConsumerServer:
     Retries hold nothing up: the record's copy waits in `kafka_server.<client_id>.retry`, the records behind it are
     handled meanwhile. See keven_core.kafka.retry for policies, keven_core.kafka.outcomes for what handlers can ask for.
 
+    Partition hooks see lists of TopicPartition, those of the server's retry topic among them. Each partition that
+    on_assign was called for is handed to one of on_revoke and on_lost, once. They run in the server's thread or event
+    loop, and polling stands still meanwhile, so they have to be done within max_poll_interval. An exception ends the
+    server in order and is raised at its end.
+
     Run it with start_sync() or `await run_server()`; or embed it: `with server:` runs it in a thread, `async with
-    server:` in a task. stop() ends it, from any thread, in order: finish the batch in hand (for up to half of
-    KEVEN_CLOSE_TIMEOUT_MS), commit, leave the group. Raises ConfigurationError when an argument is wrong.
+    server:` in a task. stop() ends it, from any thread, in order: finish the batch in hand, commit, leave the group.
+    Raises ConfigurationError when an argument is wrong.
+
+    Handlers may run for KEVEN_DRAIN_TIMEOUT_MS then; after half of it nothing of the batch is begun any more, but left
+    for the next server. Past it an async handler is cancelled (DrainError names its record, which is neither done nor
+    failed); a sync one can't be, so the server ends when it returns, and says meanwhile what it waits for.
     """
 
     def __init__(
@@ -122,7 +144,7 @@ class KafkaConsumerServer:
         session_timeout: float = 6,
         heartbeat_interval: float = 2,
         retry_detail: Mapping[str, Mapping[str, Any]] | None = None,
-        on_assign_topics: Callable[[Any, list[TopicPartition]], Any] | None = None,
+        on_assign_topics: PartitionHook | None = None,
         *,
         settings: Settings | None = None,
         honor_env: bool = True,
@@ -132,6 +154,9 @@ class KafkaConsumerServer:
         order: Order = "partition",
         max_in_flight: int | None = None,
         workers: int | None = None,
+        on_assign: PartitionHook | None = None,
+        on_revoke: PartitionHook | None = None,
+        on_lost: PartitionHook | None = None,
         on_start: Callable[[], Any] | Iterable[Callable[[], Any]] = (),
         on_stop: Callable[[], Any] | Iterable[Callable[[], Any]] = (),
     ) -> None:
@@ -170,6 +195,9 @@ class KafkaConsumerServer:
         self.order: Order = order
         self.max_in_flight = _check_number("max_in_flight", max_in_flight, 1, 100_000)
         self.workers = _check_number("workers", workers, 0, 1000)
+        self.on_assign = on_assign
+        self.on_revoke = on_revoke
+        self.on_lost = on_lost
         self.on_start = _hooks(on_start)
         self.on_stop = _hooks(on_stop)
         # Default topics, which are created when missing; launchers add theirs.
@@ -220,6 +248,9 @@ class KafkaConsumerServer:
             session_timeout_s=self.session_timeout,
             heartbeat_interval_s=self.heartbeat_interval,
             on_assign_topics=self.on_assign_topics,
+            on_assign=self.on_assign,
+            on_revoke=self.on_revoke,
+            on_lost=self.on_lost,
             on_start=self.on_start,
             on_stop=self.on_stop,
         )
@@ -280,7 +311,8 @@ class KafkaConsumerServer:
 
     def needs_loop(self) -> bool:
         """Whether a handler, runner or hook is async, so that the server needs an event loop to run in."""
-        calls: list[Any] = [*self.on_start, *self.on_stop]
+        hooks = [self.on_assign, self.on_revoke, self.on_lost, *self.on_start, *self.on_stop]
+        calls: list[Any] = [hook for hook in hooks if hook is not None]
         for runner in self.runners:
             calls += runner.calls() if hasattr(runner, "dispatch_table") else [getattr(runner, "run", runner)]
         return any(is_async(call) for call in calls)
@@ -292,6 +324,7 @@ class KafkaConsumerServer:
             raise UsageError("this server is already running: make another one to run two")
         registries = {runner.registry for runner in self.runners if hasattr(runner, "registry")}
         session = Session(self._plan(), self)
+        stack.push(exit_with_its_code)
         for registry in registries:
             stack.enter_context(registry.frozen())
         stack.callback(self._end)
@@ -308,9 +341,11 @@ class KafkaConsumerServer:
         """Run until the end, in this thread; blocks.
 
         Returns when the run ended in order: stop(), SIGTERM, SIGINT, `timeout` or `until_end`, with everything handled
-        committed. Raises CommitError when that could not be confirmed, and whatever else ended the run. In the main
-        thread SIGTERM and SIGINT stop the server meanwhile (a second one acts as it did before); previous signal
-        handlers are restored. With an async handler it runs an event loop (uvloop) of its own.
+        committed. Raises CommitError when that could not be confirmed, DrainError when a handler had to be cut off,
+        and whatever else ended the run; a script that ends by one of these has its `exit_code`. In the main thread
+        SIGTERM and SIGINT stop the server meanwhile; a second one names what is unfinished in the log, cancels an async
+        handler, and then acts as it did before the server was started. Previous signal handlers are restored. With an
+        async handler it runs an event loop (uvloop) of its own.
         """
         if self.needs_loop():
             run_in_loop(self.run_server())
@@ -332,6 +367,10 @@ class KafkaConsumerServer:
         self._stop_requested = True
         if self._session is not None:
             self._session.stop()
+
+    def _cut_off(self, why: str) -> None:
+        if self._session is not None:
+            self._session.cut_off(why, 5)
 
     def terminate(self) -> None:
         """The original's name of stop()."""
@@ -458,11 +497,15 @@ def run_in_loop(coroutine: Any) -> None:
 
 
 class SignalStop:
-    """While entered in the main thread, the first SIGTERM or SIGINT stops the server; elsewhere it does nothing."""
+    """While entered in the main thread, the first SIGTERM or SIGINT stops the server; elsewhere it does nothing.
+
+    A second one cuts off what runs, and then acts as it did before.
+    """
 
     def __init__(self, server: Any) -> None:
         self._server = server
         self._previous: dict[int, Any] = {}
+        self._stopping = False
 
     def __enter__(self) -> SignalStop:
         if threading.current_thread() is threading.main_thread():
@@ -471,10 +514,16 @@ class SignalStop:
         return self
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        logger.info("%s: finishing the batch in hand", signal.Signals(number).name)
+        name = signal.Signals(number).name
+        if not self._stopping:
+            self._stopping = True
+            logger.info("%s: finishing the batch in hand", name)
+            _supervised.on_stop_signal()
+            self._server.stop()
+            return
         self._restore()
-        _supervised.on_stop_signal()
-        self._server.stop()
+        self._server._cut_off(f"{name} came while the server was ending")
+        signal.raise_signal(number)
 
     def _restore(self) -> None:
         while self._previous:

@@ -102,7 +102,8 @@ def start_events_receiver_server(
         options: further keyword arguments of KafkaConsumerServer.
 
     SIGTERM and Ctrl-C finish the batch in hand, commit and leave the group; then it returns. Raises CommitError when
-    the last commit could not be confirmed, so that a script ends with an exit code that is not 0.
+    the last commit could not be confirmed (a script ends with exit code 4), DrainError when an async handler had to be
+    cut off (3: KEVEN_DRAIN_TIMEOUT_MS had passed, 5: a second signal came).
     """
     options["auto_reprocess_errors"] = auto_reprocess_errors
     _events_server(server_name, io_server, topics, options).start_sync()

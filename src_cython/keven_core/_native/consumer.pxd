@@ -32,8 +32,8 @@ cdef class Consumer(Membership):
     cdef object context
     cdef bint store_offsets
     cdef bint in_task
-    cdef bint handling          # from run() to finish_batch()
-    cdef bint awaiting
+    cdef bint handling          # there is a record in hand
+    cdef readonly bint awaiting  # it is the worker task's turn to await what its handler has returned
     cdef bint ended
     cdef int64_t slice_end_ms   # when run() has to come back
     cdef int64_t looked_ms      # when the clock was looked at last

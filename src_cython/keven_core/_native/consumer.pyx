@@ -387,6 +387,16 @@ cdef class Consumer(Membership):
             raise LookupError("no record is being handled")
         return record_of(self._in_hand())
 
+    def position_in_hand(self):
+        """(topic, partition, offset) of the record that is being handled now; None: there is none. From any thread."""
+        cdef rd_kafka_message_t *message
+        if not self.handling or self.index >= self.count:
+            return None
+        message = self._in_hand()
+        if message == NULL or message.rkt == NULL:
+            return None  # a row that is an error
+        return api.topic_name(message.rkt).decode(), message.partition, message.offset
+
     cdef rd_kafka_message_t *_in_hand(self) noexcept:
         return self.messages[self.index] if self.payload is None else self.payload.message
 
@@ -418,9 +428,10 @@ cdef class Consumer(Membership):
         while self.index < count and not self.ended:
             self.until_look -= 1
             if self.until_look < 0 and self._slice_over():
-                return None
+                break
             if context_changed(self.context, self.base_context):
                 if self.in_task:
+                    self.handling = False
                     return RETIRE_MARK
                 PyContext_Exit(self.context)
                 self.context = self.base_context.copy()
@@ -528,6 +539,7 @@ cdef class Consumer(Membership):
                 self._advance(account, message)
             else:
                 Py_DECREF(<object>result)
+        self.handling = False
         return None
 
     cdef inline PyObject *_decode(self, Route route, PyObject *value, rd_kafka_message_t *message) noexcept:
@@ -743,8 +755,15 @@ cdef class Consumer(Membership):
         self._advance(account, message)
         return 0
 
+    def look_at_clock(self):
+        """Have run() do so after the record in hand, however quick those before it were. From any thread.
+
+        So a stride of records that suddenly take long does not go on until max_poll_interval has passed.
+        """
+        self.until_look = 0
+
     def end_batch(self):
-        """Have run() come back after the record in hand. To be called in on_failure."""
+        """Have run() come back after the record in hand. Owner thread, while that is being handled."""
         self.ended = True
 
     cdef int _error_row(self, rd_kafka_message_t *message) except -1:
@@ -755,6 +774,9 @@ cdef class Consumer(Membership):
             account = self._account_of(topic, message.partition)
             if account.end_offset >= 0 and message.offset >= account.end_offset:
                 account.end_offset = REACHED
+            return 0
+        if message.err == RD_KAFKA_RESP_ERR__FATAL:
+            self.row_errors.append((None, -1, self._fatal_error()))
             return 0
         where = f"{topic} [{message.partition}]" if topic else "consumer"
         # The text of an error row is NUL-terminated (rdkafka.h, rd_kafka_message_errstr).
@@ -954,6 +976,7 @@ cdef class Consumer(Membership):
         cdef rd_kafka_event_t *event
         cdef rd_kafka_error_t *error
         cdef rd_kafka_t *rk
+        cdef char reason[512]
         cdef int closed = 0
         cdef int64_t left
         if self.closed:
@@ -971,7 +994,8 @@ cdef class Consumer(Membership):
             error = api.consumer_close_queue(rk, queue)
         if error != NULL:
             failure = error_of_object(error, "close")
-            closed = failure.fatal or failure.code == RD_KAFKA_RESP_ERR__STATE
+            # rdkafka.c, rd_kafka_consumer_close_q: after a fatal error it does nothing but return that.
+            closed = api.fatal_error(rk, reason, sizeof(reason)) != 0 or failure.code == RD_KAFKA_RESP_ERR__STATE
         try:
             while not closed:
                 with nogil:

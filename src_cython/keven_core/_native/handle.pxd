@@ -43,6 +43,7 @@ cdef class Client:
     cdef rd_kafka_t *_rk(self) except NULL
     cdef int _wait(self, int timeout_ms) except -1
     cdef list _serve(self)
+    cdef object _fatal_error(self)
     cdef rd_kafka_event_t *_next_event(self) noexcept
     cdef int _on_commit_result(self, rd_kafka_event_t *event) except -1
     cdef void _drop_queues(self) noexcept

@@ -371,13 +371,17 @@ cdef class Client:
 
     def _event_error(self, size_t address):
         cdef rd_kafka_event_t *event = <rd_kafka_event_t *>address
-        cdef char reason[512]
         cdef int code = api.event_error(event)
         if code == RD_KAFKA_RESP_ERR__FATAL or api.event_error_is_fatal(event):
-            # rdkafka.h: the underlying code and reason of a fatal error come from rd_kafka_fatal_error.
-            code = api.fatal_error(self.handle.rk, reason, sizeof(reason))
-            return error_of(code, f"the {self.kind} can't go on", reason, True)
+            return self._fatal_error()
         return error_of(code, None, api.event_error_string(event), False)
+
+    cdef object _fatal_error(self):
+        """The error that the client can't go on after."""
+        cdef char reason[512]
+        # rdkafka.h: the underlying code and reason of a fatal error come from rd_kafka_fatal_error.
+        cdef int code = api.fatal_error(self.handle.rk, reason, sizeof(reason))
+        return error_of(code, f"the {self.kind} can't go on", reason, True)
 
     def set_token(self, str token, object expires_at_ms, str principal, dict extensions):
         """Hand over an OAUTHBEARER token. Raises ConfigurationError when librdkafka refuses it."""

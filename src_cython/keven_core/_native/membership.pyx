@@ -207,8 +207,8 @@ cdef class Membership(Client):
                 "received": account.received, "done": account.done, "skipped": account.skipped,
                 "tombstones": account.tombstones, "dead": account.dead, "retried": account.retried,
                 "stale": account.stale,
-                "in_flight": account.received - account.done - account.skipped - account.tombstones - account.dead
-                - account.retried - account.stale,
+                "in_flight": <int64_t>(account.received - account.done - account.skipped - account.tombstones
+                                       - account.dead - account.retried - account.stale),
             }
         return result
 
@@ -448,6 +448,11 @@ cdef class Membership(Client):
         """"NONE", "EAGER" or "COOPERATIVE"."""
         cdef const char *protocol = api.rebalance_protocol(self._rk())
         return protocol.decode() if protocol != NULL else "NONE"
+
+    @property
+    def assignment_lost(self):
+        """Whether the group has given the assignment away already, so that nothing of it can be committed."""
+        return bool(api.assignment_lost(self._rk()))
 
     def assignment(self):
         """The (topic, partition) pairs that this consumer owns now."""

@@ -15,7 +15,7 @@ from keven_core.kafka import (
     start_events_receiver_server,
     start_events_receiver_server_async,
 )
-from keven_core.kafka.errors import CommitError, DeliveryError, KafkaError
+from keven_core.kafka.errors import CommitError, DeliveryError, DrainError, KafkaError
 from keven_core.testing import EmbeddedKafka
 
 
@@ -31,6 +31,9 @@ def on_assign(server: KafkaConsumerServer, partitions: list[TopicPartition]) -> 
 server = KafkaConsumerServer(["topic"], runners=[Mine(), print], on_assign_topics=on_assign, start="earliest")
 KafkaConsumerServer("topic", start=datetime.now(timezone.utc), settings=Settings(batch_size=5), until_end=True)
 KafkaConsumerServer("topic", start={("topic", 0): 5}, on_start=[lambda: None], on_stop=lambda: None)
+KafkaConsumerServer("topic", on_assign=on_assign, on_revoke=on_assign, on_lost=lambda server, partitions: None)
+KafkaConsumerServer("topic", on_revoke=print)
+KafkaConsumerServer("topic", on_lost=5)  # E: Argument "on_lost" to "KafkaConsumerServer" has incompatible type "int"; expected "Callable[[Any, list[TopicPartition]], Any] | None"  [arg-type]
 KafkaConsumerServer("topic", start=5)  # E: Argument "start" to "KafkaConsumerServer" has incompatible type "int"; expected "str | datetime | Mapping[tuple[str, int], int]"  [arg-type]
 KafkaConsumerServer()  # E: Missing positional argument "topics" in call to "KafkaConsumerServer"  [call-arg]
 
@@ -70,6 +73,9 @@ settings.batch_size = 5  # E: Property "batch_size" defined in "Settings" is rea
 
 try:
     pass
+except DrainError as error:
+    reveal_type(error.records)  # R: list[tuple[str, int, int]]
+    reveal_type(error.exit_code)  # R: int
 except CommitError as error:
     reveal_type(error.offsets)  # R: list[tuple[str, int, int]]
 except DeliveryError as error:
