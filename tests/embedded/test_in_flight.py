@@ -236,7 +236,7 @@ def test_a_stop_finishes_what_runs_and_leaves_the_rest(cluster: Any, crew: str, 
     register(handle, crew)
     orders(cluster, range(10), key=b"one")
     running = Live(server_of(cluster, crew, order="key"), "sync")
-    wait_until(lambda: closed.waiting == {0}, "it runs")
+    wait_until(lambda: closed.waiting == {0} and totals(running.server)["received"] == 10, "it runs")
     running.server.stop()
     time.sleep(0.2)
     assert not running.ended
