@@ -262,6 +262,7 @@ cdef class Flow:
         cdef Py_ssize_t count = consumer.count
         cdef rd_kafka_message_t *message
         cdef Account *account
+        cdef const char *ahead
         cdef bint alone = False
         cdef int verdict
         if self.waits and not self.idle:
@@ -270,7 +271,11 @@ cdef class Flow:
         while not alone and consumer.index < count:
             message = consumer.messages[consumer.index]
             if consumer.index + AHEAD < count:
-                keven_prefetch(consumer.messages[consumer.index + AHEAD].payload)
+                ahead = <const char *>consumer.messages[consumer.index + AHEAD].payload
+                keven_prefetch(ahead)
+                keven_prefetch(ahead + 64)
+                keven_prefetch(ahead + 128)
+                keven_prefetch(ahead + 192)
             account = consumer.current
             if message.err != 0 or message.rkt != consumer.current_rkt or message.partition != account.partition:
                 if message.err != 0:
@@ -334,6 +339,7 @@ cdef class Flow:
         flight.message = message
         flight.route = found
         flight.offset = message.offset
+        flight.leader_epoch = api.message_leader_epoch(message)  # now that the message is in the cache
         flight.size_bytes = message.len
         flight.tombstone = message.payload == NULL
         consumer.messages[consumer.index] = NULL
@@ -485,7 +491,6 @@ cdef class Flow:
         cdef PyObject *payload = flight.payload
         cdef rd_kafka_message_t *message = flight.message
         cdef Flight *later
-        flight.leader_epoch = api.message_leader_epoch(message)
         flight.payload = NULL
         flight.message = NULL
         flight.state = LANDED
