@@ -871,6 +871,10 @@ cdef class Flow:
                 flight.stale = True
                 if flight.state != RUNNING:
                     self._shed(flight, payloads)
+                elif flight.payload == NULL and flight.message != NULL:
+                    # Whoever has it may be longer about it than the client lives, which payloads keep.
+                    self.taker.window.message = flight.message
+                    self.taker._hand_over(flight)
             flight = later
         if self.full and self.load < self.window and self.load_bytes < self.window_bytes:
             self.full = False
@@ -954,19 +958,10 @@ cdef class Flow:
         cdef Lane *lane
         cdef Flight *flight
         cdef Flight *behind
-        cdef Account *account
         cdef Gathering gathering
         cdef int i
         self.closing = True
-        for (topic, partition), address in list(self.consumer.accounts.items()):
-            account = <Account *><uintptr_t>address
-            flight = <Flight *>account.first_open
-            while flight != NULL:
-                if flight.state == RUNNING and flight.payload == NULL and flight.message != NULL:
-                    # The client waits for its messages, but not for those of payloads.
-                    self.taker.window.message = flight.message
-                    self.taker._hand_over(flight)
-                flight = flight.later
+        for topic, partition in list(self.consumer.accounts):
             self.drop(topic, partition)
         for address, _, _ in self.failed:
             self._free_message(<Flight *><uintptr_t>address)
@@ -1063,8 +1058,8 @@ cdef class Worker:
         self.window = Payload.of(flow.consumer.handle)
 
     def __dealloc__(self):
-        # Of a task that was cancelled: its record is neither done nor failed. Flow.clear() has made its message a
-        # payload; where the consumer was not even closed, it is left alone.
+        # Of a task that was cancelled: its record is neither done nor failed. Its message has become a payload when its
+        # partition was given up; where the consumer was not even closed, it is left alone.
         cdef Flight *flight = self.flight
         if flight == NULL or not self.flow.closing:
             return
@@ -1257,11 +1252,14 @@ cdef class Worker:
 
     cdef void _hand_over(self, Flight *flight) noexcept:
         """Give the message to the window that shows it, because something refers to that: there is a new one."""
-        if flight.payload != NULL:
+        if flight.payload == <PyObject *>self.window:
             return
-        self.window.own()
-        Py_INCREF(self.window)
-        flight.payload = <PyObject *>self.window
+        if flight.payload != NULL:
+            self.window.keeper = <object>flight.payload
+        else:
+            self.window.own()
+            Py_INCREF(self.window)
+            flight.payload = <PyObject *>self.window
         self.window = Payload.of(self.flow.consumer.handle)
 
     cdef int _finish(self, object result) except -1:

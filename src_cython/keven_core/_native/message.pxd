@@ -9,6 +9,7 @@ cdef class Payload:
     cdef Handle handle
     cdef rd_kafka_message_t *message
     cdef bint owner
+    cdef object keeper        # the Payload that owns the message instead
 
     @staticmethod
     cdef Payload of(Handle handle)
