@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
+from waiting import wait_until
 
 from keven_core.testing._broker_process.ports import PortReservation
 from keven_core.testing._broker_process.process import process_identity
@@ -95,7 +96,10 @@ def topic(kafka: RealKafka) -> Iterator[str]:
 
 
 def test_a_broker_writes_a_log(kafka: RealKafka) -> None:
-    assert "Kafka Server started" in kafka.log_path(1).read_text()
+    # It answers a moment before it says so.
+    wait_until(
+        lambda: "Kafka Server started" in kafka.log_path(1).read_text(), 20, "the broker's last line of its start"
+    )
 
 
 def test_topics_are_made_and_deleted(kafka: RealKafka) -> None:
