@@ -15,7 +15,6 @@ from typing import Any, Literal
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 from confluent_kafka.admin import AdminClient
-from waiting import wait_until
 
 from keven_core.testing._broker_process.ports import PortReservation
 from keven_core.testing._broker_process.process import process_identity
