@@ -1,3 +1,4 @@
+from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Collection
 from contextvars import Context
 from typing import Any, ClassVar, Literal, TypeVar, final
@@ -68,3 +69,9 @@ class Worker:
     # An awaitable, RETIRE, or None.
     def run_in_task(self, context: Context | None, result: object) -> Any: ...
     def failed(self, error: BaseException) -> None: ...
+    async def serve(
+        self,
+        context: Context | None,
+        rest: Callable[[], Awaitable[None]],
+        blame: Callable[[CancelledError], Exception | None],
+    ) -> bool: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import sys
 import threading
 import time
 from collections import deque
@@ -117,11 +118,13 @@ class Tasks:
 
     def _start(self, worker: Worker, base: contextvars.Context) -> None:
         context = base.copy()
-        try:
-            task = self._loop.create_task(self._work(worker, context), context=context)  # type: ignore[call-arg]
-        except TypeError:
-            # Python 3.10: the task runs in a copy of this context that nobody can name.
-            task = context.run(self._loop.create_task, self._work(worker, None))
+        if sys.version_info >= (3, 11):
+            work = worker.serve(context, self._rest, escaped_cancellation)
+            task = self._loop.create_task(work, context=context)
+        else:
+            # The task runs in a copy of this context that nobody can name.
+            work = worker.serve(None, self._rest, escaped_cancellation)
+            task = context.run(self._loop.create_task, work)
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._on_done(task, worker, base))
 
@@ -135,34 +138,14 @@ class Tasks:
         elif task.result():
             self._start(worker, base)
 
-    async def _work(self, worker: Worker, context: contextvars.Context | None) -> bool:
-        """Handle records until the flow closes; true: a handler has changed the context, a fresh task has to go on."""
-        flow, run, retire = self._flow, worker.run_in_task, worker.RETIRE
-        result: Any = None
-        while True:
-            pending = run(context, result)
-            result = None
-            if pending is None:
-                if flow.closing:
-                    return False
-                if flow.ready:
-                    await asyncio.sleep(0)
-                    continue
-                news = self._loop.create_future()
-                self._idle.append(news)
-                await news
-            elif pending is retire:
-                return True
-            else:
-                try:
-                    result = await pending
-                except asyncio.CancelledError as error:
-                    failure = escaped_cancellation(error)
-                    if failure is None:
-                        raise
-                    worker.failed(failure)
-                except BaseException as error:  # what is not an Exception ends the run, in the owner
-                    worker.failed(error)
+    async def _rest(self) -> None:
+        """Wait until something is ready; what is ready already comes after the loop's other tasks."""
+        if self._flow.ready:
+            await asyncio.sleep(0)
+            return
+        news = self._loop.create_future()
+        self._idle.append(news)
+        await news
 
     def work(self) -> None:
         """Wake as many workers as there are records ready."""

@@ -138,7 +138,8 @@ cdef class Worker:
     cdef bint in_owner
     cdef bint awaiting
 
-    cdef object _run(self, int64_t end_ms)
+    cpdef run_in_task(self, context, result)
+    cdef object _run(self, int64_t slice_ms)
     cdef object _call(self, Flight *flight)
     cdef object _call_route(self, Route route, object call, object value)
     cdef object _value(self, Flight *flight)

@@ -38,6 +38,7 @@ from keven_core._native.returns cimport free_returned, give_back, new_batch
 from rdkafka cimport *
 
 import inspect
+from asyncio import CancelledError
 from collections import deque
 from functools import partial
 from heapq import heappop, heappush
@@ -1099,12 +1100,12 @@ cdef class Worker:
         self.in_owner = in_owner
         PyContext_Enter(self.context)
         try:
-            if self._run(keven_now_ms() + OWNER_SLICE_MS if in_owner else THREAD_HAS_NO_END) is not None:
+            if self._run(OWNER_SLICE_MS if in_owner else THREAD_HAS_NO_END) is not None:
                 raise errors.InternalError("a coroutine in a synchronous run")
         finally:
             PyContext_Exit(self.context)
 
-    def run_in_task(self, context, result):
+    cpdef run_in_task(self, context, result):
         """Handle what is ready until something has to be awaited; `result` is what that was before.
 
         Called in the worker task, whose contextvars.Context is `context` (None on Python 3.10). Returns an awaitable;
@@ -1115,7 +1116,42 @@ cdef class Worker:
         if self.awaiting:
             self.awaiting = False
             self._finish(result)
-        return self._run(keven_now_ms() + TASK_SLICE_MS)
+        return self._run(TASK_SLICE_MS)
+
+    async def serve(self, context, rest, blame):
+        """Handle records until the flow closes; true: a handler has changed the context, a fresh task has to go on.
+
+        The body of a worker task, compiled since it runs once a record.
+
+        Arguments:
+            context: as for run_in_task().
+            rest: rest() is awaited when nothing is ready.
+            blame: blame(CancelledError) gives what a handler has failed with that let it escape; None: this task is
+                being cancelled.
+        """
+        cdef Flow flow = self.flow
+        result = None
+        while True:
+            pending = self.run_in_task(context, result)
+            result = None
+            if pending is None:
+                if flow.closing:
+                    return False
+                await rest()
+            elif pending is RETIRE_MARK:
+                return True
+            else:
+                try:
+                    result = await pending
+                except GeneratorExit:
+                    raise
+                except CancelledError as error:
+                    failure = blame(error)
+                    if failure is None:
+                        raise
+                    self.failed(failure)
+                except BaseException as error:  # what is not an Exception ends the run, in the owner
+                    self.failed(error)
 
     def failed(self, error):
         """What run_in_task() returned has raised `error`."""
@@ -1124,10 +1160,19 @@ cdef class Worker:
         self.awaiting = False
         self._failed(error)
 
-    cdef object _run(self, int64_t end_ms):
+    cdef object _run(self, int64_t slice_ms):
         cdef Flow flow = self.flow
         cdef Flight *flight
-        while end_ms == THREAD_HAS_NO_END or keven_now_ms() < end_ms:
+        cdef int64_t end_ms = 0
+        while True:
+            # With one record that is awaited nobody looks at the clock.
+            if slice_ms != THREAD_HAS_NO_END:
+                if end_ms == 0:
+                    end_ms = 1
+                elif end_ms == 1:
+                    end_ms = keven_now_ms() + slice_ms
+                elif keven_now_ms() >= end_ms:
+                    return None
             if context_changed(self.context, self.base):
                 if self.in_task:
                     return RETIRE_MARK
@@ -1157,7 +1202,6 @@ cdef class Worker:
                     raise error
             else:
                 self._finish(result)
-        return None
 
     cdef object _call(self, Flight *flight):
         cdef Route route
