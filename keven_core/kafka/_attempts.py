@@ -137,10 +137,13 @@ class Attempts:
         for (topic, partition), count in self._shelf.drop(gone).items():
             self._consumer.settle(topic, partition, "stale", count)
 
-    def assigned(self) -> None:
-        """New partitions have come: those of a full shelf's topic are not paused yet."""
+    def assigned(self, partitions: Iterable[Partition]) -> None:
+        """New partitions have come. librdkafka keeps one paused that was so when it went."""
+        mine = [key for key in partitions if key[0] == self._topic]
         if self._paused:
             self._consumer.pause(self._partitions())
+        elif mine:
+            self._consumer.resume(mine)
 
     def _account(self, held: Held, outcome: str) -> None:
         copy = held.record

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka import record as record_module
 from keven_core.kafka._calls import escaped_cancellation
+from keven_core.kafka.errors import UsageError
 
 if TYPE_CHECKING:
     from keven_core._native.flow import Flow, Worker
@@ -60,14 +61,19 @@ class Threads:
         """See to it that what is ready is handled; the owner's own worker handles it before this returns."""
         if self._owner is not None:
             self._owner.run(True)
-        elif self._idle and self._flow.ready:
+        elif self._flow.ready:
             with self._news:
-                self._news.notify(min(self._idle, self._flow.ready))
+                if self._idle:
+                    self._news.notify(min(self._idle, self._flow.ready))
 
     def _work(self, worker: Worker) -> None:
         flow = self._flow
         while True:
-            worker.run()
+            try:
+                worker.run()
+            except BaseException as error:
+                flow.fail(error)
+                return
             with self._news:
                 while not flow.ready and not flow.closing:
                     self._idle += 1
@@ -131,6 +137,8 @@ class Tasks:
     def _on_done(self, task: asyncio.Task[bool], worker: Worker, base: contextvars.Context) -> None:
         self._tasks.discard(task)
         if task.cancelled():
+            if not self._flow.closing:
+                self._on_failure(UsageError("a worker task of the server was cancelled by something else"))
             return
         error = task.exception()
         if error is not None:

@@ -70,6 +70,8 @@ _ATTEND_S = 0.1
 _TOPIC_WAIT_S = 10.0
 _OFFSET_QUERY_MS = 10_000
 _COPY_WAIT_S = 60.0
+# How long the others are waited for before a record of the retry topic is handled that a worker has died with.
+_SUSPECT_WAIT_S = 30.0
 _LOGICAL_OFFSETS = {"stored": -1001, "earliest": -2, "latest": -1}
 
 Order = Literal["partition", "key", "none"]
@@ -280,8 +282,9 @@ class Session:
         """Fetch them again. Owner thread only."""
         if self.consumer is None:
             raise ClosedError("the server is not running")
-        self.consumer.resume(partitions)
         self._paused_by_service.difference_update(partitions)
+        # Those that are held for what is in flight of them are resumed when that is less.
+        self.consumer.resume([key for key in partitions if self.flow is None or not self.flow.holds(*key)])
 
     def record_in_hand(self) -> Record:
         """The record that is being handled; for current_record()."""
@@ -571,7 +574,7 @@ class Session:
         if not promises.made:
             consumer.store(offsets)
             return None
-        if offsets or self.flow is None or not promises.waits:
+        if offsets or first_failures or self.flow is None or not promises.waits:
             promises.add(offsets, first_failures)
         if promises.too_many:
             return (yield from self._await_promises(timeout_s, all_of_them=False))
@@ -656,7 +659,9 @@ class Session:
         """Before a suspect among the records that are tried again: let all others end, and commit them."""
         flow, attempts = self.flow, self._attempts
         assert attempts is not None
-        while flow is not None and not flow.idle and not self.stopping:
+        deadline = time.monotonic() + _SUSPECT_WAIT_S
+        while flow is not None and not flow.idle and not self.stopping and time.monotonic() < deadline:
+            flow.tend()
             yield WORK
             yield from self._settle_or_raise()
             attempts.take_answers()
@@ -747,7 +752,7 @@ class Session:
                 consumer.set_end(topic, partition, high)
         consumer.assign([(entry.topic, entry.partition, entry.offset) for entry in placed], manual=manual)
         if self._attempts is not None:
-            self._attempts.assigned()
+            self._attempts.assigned([entry[:2] for entry in partitions])
         if plan.on_assign is not None and placed:
             yield Hook(partial(plan.on_assign, self.owner, placed))
 
@@ -769,6 +774,8 @@ class Session:
             if left <= 0 or self.cut is not None or not flow.busy(gone):
                 break
             yield Rest(min(0.1, left))
+        if self.cut is None:
+            yield from self._settle_or_raise()  # what has landed meanwhile
 
     def _start_again(self) -> Steps:
         """Assign partitions anew whose committed offset could not be had, so that librdkafka asks for it again."""

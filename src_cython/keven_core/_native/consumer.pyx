@@ -638,7 +638,7 @@ cdef class Consumer(Membership):
             raise error
         if message.len == 0:
             error = errors.UndecodableError("the value is empty")
-        elif account.bound != NULL:
+        elif account != NULL and account.bound != NULL:
             other = self.table.other_route(route, <const char *>message.payload, message.len)
             if other is False:
                 return None
@@ -933,8 +933,9 @@ cdef class Consumer(Membership):
     cdef int _drop_unassigned(self) except -1:
         cdef rd_kafka_message_t *message
         cdef Py_ssize_t i
-        cdef Py_ssize_t kept = 0
-        for i in range(self.count):
+        # What was handled of the batch stays where it is, and so does what is being handled.
+        cdef Py_ssize_t kept = self.index + (1 if self.handling and self.index < self.count else 0)
+        for i in range(kept, self.count):
             message = self.messages[i]
             if message == NULL:
                 continue  # its Payload owns it: the handler of this record was cut off

@@ -83,6 +83,7 @@ cdef class Flow:
     cdef list answers            # (token, error or None) of submitted calls: for the owner
     cdef list due                # heap of (monotonic ms, number, address): flights whose next attempt is due then
     cdef list ended              # addresses of flights that have ended the run, unaccounted
+    cdef set unpaused            # partitions that were held when they were given up
     cdef list gatherings         # batches that are not full yet
     cdef uint64_t numbers
     cdef Worker taker            # decodes for batches; the owner's
@@ -116,6 +117,7 @@ cdef class Flow:
     cdef int _done(self, Flight *flight) except -1
     cdef int _skip(self, Flight *flight) except -1
     cdef int _fail(self, Flight *flight, str stage, object error) except -1
+    cdef int _set_aside(self, Flight *flight) except -1
     cdef int _fail_now(self, Flight *flight, object error) except -1
     cdef int _stopped_running(self) except -1
     cdef int _gather(self, Flight *flight) except -1

@@ -120,6 +120,7 @@ cdef class Flow:
         self.answers = []
         self.due = []
         self.ended = []
+        self.unpaused = set()
         self.gatherings = []
         self.buckets = <Lane **>calloc(BUCKETS, sizeof(void *))
         if self.buckets == NULL:
@@ -144,14 +145,18 @@ cdef class Flow:
     def __dealloc__(self):
         cdef Flight *flight
         cdef Lane *lane
+        cdef int i
         while self.spare_flights != NULL:
             flight = self.spare_flights
             self.spare_flights = flight.behind
             free(flight)
-        while self.spare_lanes != NULL:
-            lane = self.spare_lanes
-            self.spare_lanes = lane.chained
-            free(lane)
+        for i in range(BUCKETS + 1):
+            while self.spare_lanes != NULL:
+                lane = self.spare_lanes
+                self.spare_lanes = lane.chained
+                free(lane)
+            if i < BUCKETS:
+                self.spare_lanes = self.buckets[i]
         free(self.buckets)
         free(self.landed)
 
@@ -287,6 +292,12 @@ cdef class Flow:
                 if account == NULL:
                     consumer.index += 1
                     continue
+            if account.leaving:
+                # It comes again, with what was given up before it.
+                account.received += 1
+                account.stale += 1
+                consumer.index += 1
+                continue
             if account.end_offset != UNBOUNDED:
                 if message.offset >= account.end_offset:
                     account.end_offset = REACHED
@@ -312,7 +323,6 @@ cdef class Flow:
                 consumer._park(account, message)
                 continue
             self._take(account, message)
-            consumer.index += 1
         if not self.full and (self.load >= self.window or self.load_bytes >= self.window_bytes):
             self.full = True
             self.full_since_ms = keven_now_ms()
@@ -344,6 +354,7 @@ cdef class Flow:
         flight.size_bytes = message.len
         flight.tombstone = message.payload == NULL
         consumer.messages[consumer.index] = NULL
+        consumer.index += 1
         self._link(account, flight)
         account.open += 1
         account.open_bytes += message.len
@@ -359,6 +370,7 @@ cdef class Flow:
     cdef int _pass(self, Account *account, rd_kafka_message_t *message) except -1:
         """The record in hand is accounted without a handler. It stays in the batch, to be freed with it."""
         cdef Flight *flight
+        self.consumer.index += 1
         self.consumer.finished += 1
         if account.first_open == NULL:
             account.next_offset = message.offset + 1
@@ -491,7 +503,6 @@ cdef class Flow:
         cdef Account *account = flight.account
         cdef PyObject *payload = flight.payload
         cdef rd_kafka_message_t *message = flight.message
-        cdef Flight *later
         flight.payload = NULL
         flight.message = NULL
         flight.state = LANDED
@@ -501,20 +512,27 @@ cdef class Flow:
         if payload == NULL:
             self._give_back(message, flight.size_bytes)
         if account.first_open == flight:
+            account.last = NULL
+            self.consumer._touch(account)
             while flight != NULL and flight.state == LANDED:
                 account.next_offset = flight.offset + 1
                 account.leader_epoch = flight.leader_epoch
                 account.span -= 1
-                later = flight.later
+                account.first_open = flight.later
+                if account.first_open == NULL:
+                    account.last_open = NULL
                 self._free_flight(flight)
-                flight = later
-            account.first_open = flight
-            if flight == NULL:
-                account.last_open = NULL
-            account.last = NULL
-            self.consumer._touch(account)
+                flight = <Flight *>account.first_open
         if payload != NULL:
             Py_DECREF(<object>payload)
+        return 0
+
+    cdef int _set_aside(self, Flight *flight) except -1:
+        """The run ends by this flight: it stays unaccounted, nothing behind it in its lane is begun."""
+        flight.state = RESTING
+        if flight.lane != NULL:
+            flight.lane.resting = True
+        self.ended.append(<uintptr_t>flight)
         return 0
 
     cdef int _fail_now(self, Flight *flight, object error) except -1:
@@ -549,6 +567,7 @@ cdef class Flow:
     cdef int _skip(self, Flight *flight) except -1:
         """Nobody handles what a record turned out to be."""
         self._leave(flight)
+        self._left_hand(flight)
         if flight.stale:
             self._free_message(flight)
             self._free_flight(flight)
@@ -559,17 +578,23 @@ cdef class Flow:
 
     cdef int _fail(self, Flight *flight, str stage, object error) except -1:
         """A worker has failed to handle a flight: the owner decides what becomes of it; its lane waits."""
+        cdef Py_ssize_t i
         if not isinstance(error, Exception):
             # Of the interpreter's end, or what the service ends itself by: the record is not accounted.
-            self.fatal = self.fatal or error
-            self.closing = True
-            self.ended.append(<uintptr_t>flight)
-            self.consumer.wake()
+            self.fail(error)
+            if flight.cargo != NULL and isinstance(<object>flight.cargo, Gathering):
+                for i in range((<Gathering>flight.cargo).count):
+                    (<Gathering>flight.cargo).members[i].state = RESTING
+            self._set_aside(flight)
             return self._stopped_running()
         self._left_hand(flight)  # handled, if not well
         if flight.cargo != NULL:
             self._leave(flight)
             self.answers.append(((<Submission>flight.cargo).token, error))
+            self._free_flight(flight)
+        elif flight.stale:
+            self._leave(flight)
+            self._free_message(flight)
             self._free_flight(flight)
         else:
             self.failed.append((<uintptr_t>flight, stage, error))
@@ -584,8 +609,11 @@ cdef class Flow:
         cdef Gathering gathering
         try:
             value = self.taker._value(flight)
-        except Exception as error:
-            return self._fail_now(flight, error)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                return self._fail_now(flight, error)
+            self._set_aside(flight)
+            raise
         if value is SKIPPED:
             flight.account.skipped += 1
             return self._land(flight)
@@ -625,6 +653,7 @@ cdef class Flow:
             member = gathering.members[i]
             if member.stale:
                 gathering.events[i] = SKIPPED
+                self._free_message(member)
                 self._free_flight(member)
                 continue
             member.state = RUNNING
@@ -683,9 +712,22 @@ cdef class Flow:
                 self.consumer.failures_in_a_row = 0
                 member.account.done += 1
                 self._land(member)
+        # The rest is a batch again, before those that wait; decoded anew, for the handler has had its events.
+        count = gathering.count
+        gathering.count = 0
+        gathering.events = []
+        for i in range(count):
+            member = gathering.members[i]
+            try:
+                value = worker._value(member)
+            except Exception as failure:
+                self.running += 1
+                self._fail(member, "decode", failure)
+                continue
+            gathering.events.append(value)
+            gathering.members[gathering.count] = member
+            gathering.count += 1
         if gathering.count:
-            # The rest is a batch again, before those that wait; decoded anew, for the handler has had its events.
-            gathering.events = [worker._value(gathering.members[i]) for i in range(gathering.count)]
             carrier.state = WAITING
             self._push(carrier)
         else:
@@ -723,6 +765,12 @@ cdef class Flow:
         answers, self.answers = self.answers, []
         return answers
 
+    def fail(self, error):
+        """End the run with `error`, which settle() raises. For what a worker can't be blamed with."""
+        self.fatal = self.fatal or error
+        self.closing = True
+        self.consumer.wake()
+
     def settle(self):
         """Decide on the records that have failed; raises what on_failure raises, and what ends the run."""
         cdef Consumer consumer = self.consumer
@@ -741,7 +789,11 @@ cdef class Flow:
                 continue
             consumer.failures_in_a_row += 1
             account = flight.account
-            became = consumer.on_failure(self._record(flight), stage, error)
+            try:
+                became = consumer.on_failure(self._record(flight), stage, error)
+            except BaseException:
+                self._set_aside(flight)
+                raise
             if isinstance(became, tuple):
                 # The next attempt comes from here, when its time has come; the lane waits for it.
                 delay_s, flight.first_failure_ms, call = became
@@ -804,7 +856,8 @@ cdef class Flow:
         cdef int64_t now
         cdef bint stalled = False
         pause = []
-        resume = []
+        resume = [key for key in self.unpaused if self._is_assigned(key)]
+        self.unpaused.difference_update(resume)
         self.far = False
         now = keven_now_ms()
         if self.full and now - self.full_since_ms >= STUCK_MS:
@@ -832,6 +885,14 @@ cdef class Flow:
             self.full = False
         return pause, resume
 
+    def _is_assigned(self, key):
+        address = self.consumer.accounts.get(key)
+        return address is not None and (<Account *><uintptr_t>address).assigned
+
+    def holds(self, str topic, int partition):
+        """Whether a partition is paused for what is in flight of it."""
+        return (topic, partition) in self.unpaused or self.consumer._account_of(topic, partition).held
+
     def hold_on(self, int timeout_ms):
         """Instead of a fetch while the window is full: wait, then take one record, to stay in the group."""
         cdef Consumer consumer = self.consumer
@@ -841,13 +902,12 @@ cdef class Flow:
         consumer.polls += 1
         if consumer.suspects is not None:
             consumer.suspects.beat()
-        if consumer.count:
-            return consumer.count
-        with nogil:
-            n = api.consume_batch_queue(consumer.queue, 0, consumer.messages, 1)
-        if n > 0:
-            alive.messages += n
-            consumer.count = n
+        if consumer.count < consumer.batch_size:
+            with nogil:
+                n = api.consume_batch_queue(consumer.queue, 0, consumer.messages + consumer.count, 1)
+            if n > 0:
+                alive.messages += n
+                consumer.count += n
         return consumer.count
 
     def drop(self, str topic, int partition):
@@ -861,7 +921,11 @@ cdef class Flow:
             self.load -= account.open
             self.load_bytes -= account.open_bytes
         account.span = account.open = account.open_bytes = 0
-        account.held = False
+        account.leaving = False
+        if account.held:
+            # librdkafka keeps a partition paused, also over an assignment.
+            account.held = False
+            self.unpaused.add((topic, partition))
         while flight != NULL:
             later = flight.later
             if flight.state == LANDED:
@@ -879,6 +943,17 @@ cdef class Flow:
             flight = later
         if self.full and self.load < self.window and self.load_bytes < self.window_bytes:
             self.full = False
+        # One that rests would hold its lane up until it is due.
+        resting, self.due = self.due, []
+        for entry in resting:
+            flight = <Flight *><uintptr_t>entry[2]
+            if not flight.stale:
+                heappush(self.due, entry)
+                continue
+            if flight.lane != NULL:
+                flight.lane.resting = False
+            self._leave(flight)
+            self._free_flight(flight)
 
     def unfinished(self):
         """The records that workers have, as (topic, partition, offset) tuples."""
@@ -919,6 +994,7 @@ cdef class Flow:
                     kept = flight
                 flight = flight.later
             flight = kept.later if kept != NULL else <Flight *>account.first_open
+            account.leaving = True
             if kept == NULL:
                 account.first_open = NULL
             else:
@@ -949,7 +1025,8 @@ cdef class Flow:
             flight = <Flight *>account.first_open
             while flight != NULL:
                 if flight.state == RUNNING or (
-                        flight.state == WAITING and (flight.lane == NULL or not flight.lane.resting)):
+                        flight.state == WAITING and not self.closing
+                        and (flight.lane == NULL or not flight.lane.resting)):
                     return True
                 flight = flight.later
         return False
@@ -964,10 +1041,10 @@ cdef class Flow:
         self.closing = True
         for topic, partition in list(self.consumer.accounts):
             self.drop(topic, partition)
-        for address, _, _ in self.failed:
-            self._free_message(<Flight *><uintptr_t>address)
-            self._free_flight(<Flight *><uintptr_t>address)
-        self.failed.clear()
+        while self.failed:
+            flight = <Flight *><uintptr_t>self.failed.popleft()[0]
+            self._free_message(flight)
+            self._free_flight(flight)
         for address in self.ended:
             flight = <Flight *><uintptr_t>address
             if flight.cargo != NULL and isinstance(<object>flight.cargo, Gathering):
@@ -1015,7 +1092,8 @@ cdef class Flow:
     @property
     def idle(self):
         """Whether nothing is in flight, waits, or has to be settled."""
-        return not (self.load or self.running or self.ready or self.failed or self.answers or self.due)
+        return not (self.load or self.running or self.ready or self.failed or self.answers or self.due
+                    or self.gatherings)
 
 
 cdef object batch_result_error(str name, object result, Py_ssize_t count):
@@ -1230,6 +1308,8 @@ cdef class Worker:
         self.stage = "handle"
         route = <Route>flight.route
         if flight.call != NULL:
+            if not route.is_async:
+                return self._call_route(route, <object>flight.call, value)
             result = (<object>flight.call)(value)
             self.awaiting = inspect.isawaitable(result)
             return result

@@ -45,6 +45,7 @@ cdef struct Account:
     size_t open_bytes
     Py_ssize_t held_open    # that number when the partition was paused
     bint held
+    bint leaving            # its last records were given up: what comes behind them is not to be taken over
     uint64_t landings
     uint64_t landings_seen
     void *bound             # the Route of the topic, borrowed from the table; NULL: identify each record

@@ -394,7 +394,7 @@ cdef class Membership(Client):
             self._abandon(account)
             account.assigned = True
             # What this consumer knew of the partition may be older than what another member did meanwhile.
-            account.next_offset = account.stored_offset = account.committed_offset = -1
+            account.next_offset = account.stored_offset = account.committed_offset = account.failed_from = -1
             if self.suspects is not None and not account.parks:
                 account.last_suspect = self.suspects.last_suspect(topic, partition)
 
