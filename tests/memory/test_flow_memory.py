@@ -5,10 +5,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
-from memory_support import LARGE, consumer_of, fetch_some, fill, table_of, value_of
+from memory_support import LARGE, Item, consumer_of, fetch_some, fill, producer_of, table_of, value_of
+from waiting import wait_until
 
 from keven_core._native.consumer import Consumer
+from keven_core._native.dispatch import DispatchTable, Route
 from keven_core._native.flow import Flow, Worker
 from keven_core._native.message import Record
 from keven_core.kafka.outcomes import BatchError
@@ -21,24 +24,46 @@ COUNT = 12
 class Stage:
     """A consumer whose records are brought to one place in their flight."""
 
-    def __init__(self, kafka: EmbeddedKafka, size: int, handle: Any, order: Any = "partition", **route: Any) -> None:
+    def __init__(
+        self, kafka: EmbeddedKafka, size: int, handle: Any, order: Any = "partition", window: int = 2000, **route: Any
+    ) -> None:
         self.became: Any = "dead"
+        self.refuse: Any = None
+        self.broken: list[bool] = []  # not empty: the decoder of a batch handler raises
         fill(kafka, "t", [value_of(number, size) for number in range(COUNT)], key=b"k")
         self.context = contextvars.copy_context()
         self.consumer: Consumer = consumer_of(
             kafka,
             "t",
-            table=table_of(handle, **route),
+            table=self.table(handle, **route),
             context=self.context,
-            on_failure=lambda record, stage, error: self.became,
+            on_failure=self.on_failure,
         )
-        self.flow = Flow(self.consumer, order)
+        self.flow = Flow(self.consumer, order, window=window)
         self.worker = Worker(self.flow, self.context)
         got = 0
         while got < COUNT:
             got += fetch_some(self.consumer)
             self.flow.intake()
             self.consumer.finish_batch()
+
+    def table(self, handle: Any, **route: Any) -> DispatchTable:
+        """One route, whose decoder can be broken."""
+        decode, broken = msgspec.json.Decoder(Item).decode, self.broken
+
+        def decode_if_it_works(data: Any) -> Any:
+            if broken:
+                raise ValueError("the decoder is broken")
+            return decode(data)
+
+        if not route.get("batch_size"):
+            return table_of(handle, **route)
+        made = Route("ITEM", handle, decode_json=decode_if_it_works, decode_msgpack=decode_if_it_works, **route)
+        return DispatchTable([made], name_json=lambda data: None, name_msgpack=lambda data: None)
+
+    def on_failure(self, record: Any, stage: str, error: Exception) -> Any:
+        """What the owner decides on a failure."""
+        return self.refuse(record, stage, error) if self.refuse is not None else self.became
 
     def task(self) -> Any:
         """What a task of this worker would have to await."""
@@ -231,6 +256,92 @@ def test_many_threads_share_a_flow(embedded_kafka: EmbeddedKafka, size: int) -> 
     for thread in threads:
         thread.join()
     assert sorted(seen) == list(range(COUNT))
+    assert stage.consumer.offsets()["t", 0][0] == COUNT
+    assert stage.flow.idle
+    assert stage.consumer.close(5000)
+
+
+# --- ends that nobody planned ----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_taken_over_behind_what_was_given_up(embedded_kafka: EmbeddedKafka) -> None:
+    """Or its offset would be stored past records that nobody has handled."""
+    stage = Stage(embedded_kafka, 10, nothing)
+    stage.flow.drop_tail()
+    fill_more(embedded_kafka, COUNT)
+    fetch_some(stage.consumer)
+    stage.flow.intake()
+    stage.worker.run()
+    stage.consumer.finish_batch()
+    assert stage.consumer.offsets()["t", 0][:2] == (-1, -1)
+    counts = stage.counts()
+    assert counts == {"received": counts["received"], "stale": counts["received"]}
+    assert stage.consumer.close(5000)
+
+
+def fill_more(kafka: EmbeddedKafka, start: int) -> None:
+    with producer_of(kafka) as (producer, account):
+        for number in range(start, start + 3):
+            producer.produce("t", value_of(number, 10), account, partition=0)
+        assert producer.wait(account, 20)
+
+
+@SIZES
+def test_a_failure_that_cant_be_reported_keeps_its_record_open(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    stage = Stage(embedded_kafka, size, fails, order="none")
+
+    def refuse(record: Any, stage: str, error: Exception) -> None:
+        raise OSError("the dead-letter topic is gone")
+
+    stage.refuse = refuse
+    stage.worker.run()
+    with pytest.raises(OSError, match="dead-letter topic is gone"):
+        stage.flow.settle()
+    stage.flow.stop_starting()
+    while stage.flow.busy():
+        with pytest.raises(OSError, match="dead-letter topic is gone"):
+            stage.flow.settle()
+    stage.consumer.finish_batch()
+    assert stage.consumer.offsets()["t", 0][:2] == (-1, -1)
+    assert stage.consumer.close(5000)
+
+
+@SIZES
+def test_an_exception_that_ends_the_run_in_a_thread_is_the_owners(embedded_kafka: EmbeddedKafka, size: int) -> None:
+    def leave(item: Any) -> None:
+        raise SystemExit("the end")
+
+    stage = Stage(embedded_kafka, size, leave)
+    stage.worker.run()
+    assert not stage.flow.busy()
+    with pytest.raises(SystemExit, match="the end"):
+        stage.flow.settle()
+    assert stage.counts() == {"received": COUNT, "in_flight": COUNT}
+    assert stage.consumer.close(5000)
+
+
+def test_a_partition_that_was_held_is_resumed_when_it_comes_back(embedded_kafka: EmbeddedKafka) -> None:
+    stage = Stage(embedded_kafka, 10, nothing, window=5)
+    assert stage.flow.full
+    wait_until(lambda: stage.flow.hold_back() == ([("t", 0)], []), 10, "it is stuck")
+    assert stage.flow.holds("t", 0)
+    assert not stage.flow.full
+    stage.consumer.seek([("t", 0, 0)])
+    assert stage.flow.holds("t", 0)
+    assert stage.flow.hold_back() == ([], [("t", 0)])
+    assert not stage.flow.holds("t", 0)
+    assert stage.consumer.close(5000)
+
+
+def test_a_rest_that_can_not_be_decoded_again_fails_by_itself(embedded_kafka: EmbeddedKafka) -> None:
+    def stuck(items: list[Any]) -> None:
+        stage.broken.append(True)
+        raise BatchError(0)
+
+    stage = Stage(embedded_kafka, 10, stuck, batch_size=COUNT, batch_wait_ms=60_000)
+    stage.worker.run()
+    stage.flow.settle()
+    assert stage.counts() == {"received": COUNT, "dead": COUNT}
     assert stage.consumer.offsets()["t", 0][0] == COUNT
     assert stage.flow.idle
     assert stage.consumer.close(5000)
