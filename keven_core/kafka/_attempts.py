@@ -73,6 +73,7 @@ class Attempts:
         self._clear_the_way = clear_the_way
         self._shelf = Shelf(_SHELF_BYTES)
         self._paused = False
+        self._left_paused: set[Partition] = set()
         self._submitted = 0
         self._ready: list[StoredOffset] = []
         self._first_failures: dict[Partition, int] = {}
@@ -133,17 +134,23 @@ class Attempts:
 
     def drop(self, partitions: Iterable[Partition] | None = None) -> None:
         """Forget what is held of partitions that are given up, or of all: it comes again, here or elsewhere."""
-        gone = self._shelf.partitions() if partitions is None else partitions
+        gone = self._shelf.partitions() if partitions is None else list(partitions)
+        if self._paused:
+            self._left_paused.update(key for key in gone if key[0] == self._topic)
         for (topic, partition), count in self._shelf.drop(gone).items():
             self._consumer.settle(topic, partition, "stale", count)
 
     def assigned(self, partitions: Iterable[Partition]) -> None:
-        """New partitions have come. librdkafka keeps one paused that was so when it went."""
-        mine = [key for key in partitions if key[0] == self._topic]
+        """New partitions have come. librdkafka keeps one paused that was so when it went.
+
+        No other is resumed: that would have librdkafka forget the answer on its offset that is under way.
+        """
+        back = self._left_paused.intersection(partitions)
+        self._left_paused -= back
         if self._paused:
             self._consumer.pause(self._partitions())
-        elif mine:
-            self._consumer.resume(mine)
+        elif back:
+            self._consumer.resume(list(back))
 
     def _account(self, held: Held, outcome: str) -> None:
         copy = held.record
