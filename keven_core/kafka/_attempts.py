@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
 from typing import TYPE_CHECKING, Any
 
-from keven_core.kafka._batches import one_of_a_batch
+from keven_core.kafka._batches import single_call
 from keven_core.kafka._calls import check_done
 from keven_core.kafka._drivers import Handle
 from keven_core.kafka._promises import StoredOffset
@@ -94,8 +94,7 @@ class Attempts:
     def handle_due(self) -> Generator[Any, Any, int]:
         """Handle the records that are due, for a slice of time; how many were finished. See take_finished()."""
         end = time.monotonic() + _SLICE_S
-        finished = 0
-        finished += self.take_answers()
+        finished = self.take_answers()
         while not self._stopping() and time.monotonic() < end and self._submitted < _MOST_SUBMITTED:
             held = self._shelf.take_due(_now_ms())
             if held is None:
@@ -241,7 +240,7 @@ class Attempts:
         if route.with_topic:
             return lambda: _checked(route.call, route.call(value, topic=record.topic))
         some = self._some_handlers(route.name, attempt.handlers) if attempt.handlers else None
-        call = some or (one_of_a_batch(route.call) if route.batch_size else route.call)
+        call = some or single_call(route)
         return lambda: _checked(call, call(value))
 
     def _bound_shelf(self) -> None:

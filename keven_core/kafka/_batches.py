@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka._calls import Verdict, check_done, finished, is_async
 from keven_core.kafka.errors import UsageError
-from keven_core.kafka.outcomes import BatchError
+from keven_core.kafka.outcomes import BatchError, wrong_outcomes
 
-__all__ = ["BatchPart", "compose_batch", "one_of_a_batch"]
+if TYPE_CHECKING:
+    from keven_core._native.dispatch import Route
+
+__all__ = ["BatchPart", "compose_batch", "one_of_a_batch", "single_call"]
 
 Call = Callable[[Any], Any]
 
@@ -28,21 +31,17 @@ def outcomes_of(call: Call, result: Any, count: int) -> list[Exception | None]:
     """What a batch handler has returned, as one entry for each event. Raises UsageError, or the outcome of them all."""
     if result is None:
         return [None] * count
-    name = getattr(call, "__qualname__", repr(call))
     if not isinstance(result, (list, tuple)):
         check_done(call, result)
-        raise UsageError(
-            f"{name} returned {type(result).__name__}: None, or a list with None or an outcome for each event, is "
-            f"allowed"
-        )
-    if len(result) != count:
-        raise UsageError(f"{name} returned {len(result)} outcome(s) for {count} event(s): one for each is allowed")
-    for outcome in result:
-        if outcome is not None and not isinstance(outcome, Exception):
-            raise UsageError(
-                f"{name} returned a list with {type(outcome).__name__}: None, an outcome or an exception is allowed"
-            )
+    wrong = wrong_outcomes(getattr(call, "__qualname__", repr(call)), result, count)
+    if wrong is not None:
+        raise wrong
     return list(result)
+
+
+def single_call(route: Route) -> Call:
+    """What handles one event of a route, also of a batch handler's."""
+    return one_of_a_batch(route.call) if route.batch_size else route.call
 
 
 def one_of_a_batch(call: Call) -> Call:
@@ -83,47 +82,56 @@ def compose_batch(parts: list[BatchPart], pre: list[Call], post: list[Call]) -> 
     if any(is_async(call) for call in (*(part.call for part in parts), *pre, *post)):
 
         async def call_async(events: list[Any]) -> list[Exception | None]:
-            steps = _steps(parts, pre, post, events)
-            answer: Any = None
-            failure: Exception | None = None
-            while True:
+            run = _Run(_steps(parts, pre, post, events))
+            while (step := run.next_step()) is not None:
+                call, argument = step
                 try:
-                    call, argument = steps.send(answer) if failure is None else steps.throw(failure)
-                except StopIteration as end:
-                    outcomes: list[Exception | None] = end.value
-                    return outcomes
-                answer = failure = None
-                try:
-                    answer = call(argument)
-                    if isinstance(answer, Awaitable):
-                        answer = await finished(answer)
+                    run.answer = call(argument)
+                    if isinstance(run.answer, Awaitable):
+                        run.answer = await finished(run.answer)
                 except Exception as error:
-                    failure = error
+                    run.failure = error
+            return run.outcomes
 
         return call_async
 
     def call_all(events: list[Any]) -> list[Exception | None]:
-        steps = _steps(parts, pre, post, events)
-        answer: Any = None
-        failure: Exception | None = None
-        while True:
+        run = _Run(_steps(parts, pre, post, events))
+        while (step := run.next_step()) is not None:
+            call, argument = step
             try:
-                call, argument = steps.send(answer) if failure is None else steps.throw(failure)
-            except StopIteration as end:
-                outcomes: list[Exception | None] = end.value
-                return outcomes
-            answer = failure = None
-            try:
-                answer = call(argument)
+                run.answer = call(argument)
             except Exception as error:
-                failure = error
+                run.failure = error
+        return run.outcomes
 
     return call_all
 
 
-def _steps(
-    parts: list[BatchPart], pre: list[Call], post: list[Call], events: list[Any]
-) -> Generator[tuple[Call, Any], Any, list[Exception | None]]:
+_Steps = Generator[tuple[Call, Any], Any, list[Exception | None]]
+
+
+class _Run:
+    """Where the steps stand: the result of the last call is told to them, then they say the next one."""
+
+    def __init__(self, steps: _Steps) -> None:
+        self._steps = steps
+        self.answer: Any = None
+        self.failure: Exception | None = None
+        self.outcomes: list[Exception | None] = []
+
+    def next_step(self) -> tuple[Call, Any] | None:
+        """The call to make and its argument; None: there is none, and `outcomes` says what became of each event."""
+        answer, failure = self.answer, self.failure
+        self.answer = self.failure = None
+        try:
+            return self._steps.send(answer) if failure is None else self._steps.throw(failure)
+        except StopIteration as end:
+            self.outcomes = end.value
+            return None
+
+
+def _steps(parts: list[BatchPart], pre: list[Call], post: list[Call], events: list[Any]) -> _Steps:
     """The calls to make, each yielded as (call, argument) and told its result; then what became of each event."""
     verdicts = [Verdict(len(parts)) for _ in events]
     positions = []

@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from keven_core.kafka import record as record_module
 from keven_core.kafka._calls import escaped_cancellation
@@ -19,7 +19,9 @@ from keven_core.kafka.errors import UsageError
 if TYPE_CHECKING:
     from keven_core._native.flow import Flow, Worker
 
-__all__ = ["Tasks", "Threads"]
+__all__ = ["Tasks", "Threads", "task_in"]
+
+Result = TypeVar("Result")
 
 # How long a cancelled handler may take to end; then it is left behind.
 _CANCEL_S = 1.0
@@ -33,6 +35,17 @@ def _new_worker(flow: Flow, base_context: contextvars.Context) -> tuple[Worker, 
     worker = Worker(flow, context)
     context.run(record_module._source.set, worker)
     return worker, context
+
+
+def task_in(
+    loop: asyncio.AbstractEventLoop,
+    context: contextvars.Context,
+    work: Callable[[contextvars.Context | None], Coroutine[Any, Any, Result]],
+) -> asyncio.Task[Result]:
+    """A task of work(context) in that context; work(None) on Python 3.10, in a copy of it that nobody can name."""
+    if sys.version_info >= (3, 11):
+        return loop.create_task(work(context), context=context)
+    return context.run(loop.create_task, work(None))
 
 
 class Threads:
@@ -123,14 +136,7 @@ class Tasks:
         return self._loop.run_in_executor(self._pool, contextvars.copy_context().run, call, value)
 
     def _start(self, worker: Worker, base: contextvars.Context) -> None:
-        context = base.copy()
-        if sys.version_info >= (3, 11):
-            work = worker.serve(context, self._rest, escaped_cancellation)
-            task = self._loop.create_task(work, context=context)
-        else:
-            # The task runs in a copy of this context that nobody can name.
-            work = worker.serve(None, self._rest, escaped_cancellation)
-            task = context.run(self._loop.create_task, work)
+        task = task_in(self._loop, base.copy(), lambda context: worker.serve(context, self._rest, escaped_cancellation))
         self._tasks.add(task)
         task.add_done_callback(lambda task: self._on_done(task, worker, base))
 

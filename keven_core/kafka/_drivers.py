@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from keven_core.kafka._calls import escaped_cancellation, finished
-from keven_core.kafka._crew import Tasks, Threads
+from keven_core.kafka._crew import Tasks, Threads, task_in
 from keven_core.kafka.errors import DrainError
 from keven_core.kafka.outcomes import Outcome
 
@@ -106,7 +106,7 @@ class Steppable(Protocol):
     flow: Flow | None
     stopping: bool
     cut: DrainError | None
-    heed_stop: Callable[[], None] | None
+    heed_stop: Callable[[], object] | None
     batch_timeout_ms: int
     next_due_s: float | None
     base_context: contextvars.Context
@@ -152,18 +152,13 @@ def run_sync(session: Steppable) -> None:
             if step is FETCH:
                 value = _fetch(session, crew)
             elif step is WORK:
-                if session.flow is None:
-                    session.consumer.run()  # type: ignore[union-attr]
-                else:
-                    if crew is None:
-                        crew = Threads(session.flow, session.base_context, session.plan.flow.threads)  # type: ignore[union-attr]
-                    session.flow.intake()
-                    crew.work()
+                crew = _work(session, crew)
             elif step is DISMISS:
                 if crew is not None:
                     crew.dismiss()
             elif isinstance(step, Rest):
-                session.consumer.rest(int(step.seconds * 1000))  # type: ignore[union-attr]
+                assert session.consumer is not None
+                session.consumer.rest(int(step.seconds * 1000))
             elif isinstance(step, Hook):
                 _run_hook(step.func)
             elif isinstance(step, Handle):
@@ -174,6 +169,21 @@ def run_sync(session: Steppable) -> None:
                 value = step.func()
         except BaseException as raised:
             error = raised
+
+
+def _work(session: Steppable, crew: Threads | None) -> Threads | None:
+    """Handle the batch in hand, or have the crew do so, which is made when it is needed first."""
+    flow = session.flow
+    if flow is None:
+        assert session.consumer is not None
+        session.consumer.run()
+        return None
+    if crew is None:
+        assert session.plan.flow is not None
+        crew = Threads(flow, session.base_context, session.plan.flow.threads)
+    flow.intake()
+    crew.work()
+    return crew
 
 
 def _fetch(session: Steppable, crew: Threads | None) -> int:
@@ -267,7 +277,7 @@ class _AsyncDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._worker: asyncio.Task[None] | None = None
         self._drain: asyncio.TimerHandle | None = None
-        session.heed_stop = lambda: loop.call_soon_threadsafe(self.heed_stop)  # type: ignore[assignment]
+        session.heed_stop = lambda: loop.call_soon_threadsafe(self.heed_stop)
 
     def heed_stop(self) -> None:
         """See that handlers end in time once the session is to end."""
@@ -288,17 +298,11 @@ class _AsyncDriver:
 
     def new_worker(self) -> asyncio.Task[None]:
         """A task with a fresh context that goes on where the last one stopped."""
-        context = self._session.base_context.copy()
-        try:
-            worker = self._loop.create_task(self._work(), context=context)  # type: ignore[call-arg]  # Python 3.11
-        except TypeError:
-            # Python 3.10: the task runs in a copy of this context that nobody can name.
-            worker, context = context.run(self._loop.create_task, self._work()), None  # type: ignore[assignment]
-        self._context = context
-        self._worker = worker
-        return worker
+        self._worker = task_in(self._loop, self._session.base_context.copy(), self._work)
+        return self._worker
 
-    async def _work(self) -> None:
+    async def _work(self, context: contextvars.Context | None) -> None:
+        self._context = context
         while True:
             if self._step is None:
                 try:

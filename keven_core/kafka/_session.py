@@ -153,7 +153,7 @@ class Session:
         self.stopping = False
         self._hurried = False
         self.cut: DrainError | None = None  # set when what runs is not waited for any longer
-        self.heed_stop: Callable[[], None] | None = None  # called by stop() and cut_off(), in any thread
+        self.heed_stop: Callable[[], object] | None = None  # called by stop() and cut_off(), in any thread
         self._stopped_at = 0.0
         self._drain_s = plan.settings.drain_timeout_ms / 1000
         self.connected = False
@@ -646,12 +646,13 @@ class Session:
 
     def _commit_before_suspect(self) -> Steps:
         """Commit what is done, since the next record may end this process: then it alone is handled again."""
-        assert self.consumer is not None
+        consumer = self.consumer
+        assert consumer is not None
         failure = yield from self._await_promises(_COPY_WAIT_S, all_of_them=True)
         if failure is not None:
             raise failure
         try:
-            yield Call(lambda: self.consumer.commit(self.plan.settings.close_timeout_ms))  # type: ignore[union-attr]
+            yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
         except CommitError as error:
             self._warn("commit", "before a record that a worker has died with: %s", error)
 
@@ -989,7 +990,8 @@ class Session:
             problems.append(error)
         if self.flow is not None and self.flow.busy():
             self.drain_is_over()
-            problems += [self.cut] if self.cut is not None and failure is None else []
+            if self.cut is not None and failure is None:
+                problems.append(self.cut)
         yield DISMISS
         if self._attempts is not None:
             self._attempts.drop()

@@ -13,6 +13,7 @@ server's retry policy decides.
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 from keven_core.kafka.errors import UsageError
 
@@ -74,3 +75,19 @@ class BatchError(Exception):
             raise UsageError(f"BatchError(index={index!r:.80}): the position of an event in its batch is allowed")
         super().__init__(reason or f"event {index} of the batch")
         self.index = index
+
+
+def wrong_outcomes(who: str, result: Any, count: int) -> UsageError | None:
+    """What is wrong with what a batch handler has returned for `count` events, unless that was None; None: nothing."""
+    if not isinstance(result, (list, tuple)):
+        kind = type(result).__name__
+        return UsageError(f"{who} returned {kind}: None, or a list with None or an outcome for each event, is allowed")
+    if len(result) != count:
+        return UsageError(
+            f"{who} returned {len(result)} outcome(s) for {count} event(s): one for each, in their order, is allowed"
+        )
+    for outcome in result:
+        if outcome is not None and not isinstance(outcome, Exception):
+            kind = type(outcome).__name__
+            return UsageError(f"{who} returned a list with {kind}: None, an outcome or an exception is allowed")
+    return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from keven_core.kafka import record as record_module
-from keven_core.kafka._batches import one_of_a_batch
+from keven_core.kafka._batches import single_call
 from keven_core.kafka._calls import check_done
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.envelope import key_of
@@ -103,7 +103,7 @@ def _run(value: bytes, topic: str, headers: Any) -> tuple[str, Exception | None]
     if route is None:
         return "skipped", None
     try:
-        call = one_of_a_batch(route.call) if route.batch_size else route.call
+        call = single_call(route)
         result = call(decoded)
         if route.is_async:
             result = asyncio.run(_wait_for(result))

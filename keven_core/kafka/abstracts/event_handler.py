@@ -180,7 +180,7 @@ class LongRunningEventHandler(EventHandler):
         super().__init_subclass__(**options)
         own = vars(cls).get("long_running_handle_event")
         if own is not None:
-            cls.handle_event = own  # type: ignore[method-assign]
+            cls.handle_event = own  # type: ignore[method-assign]  # which is what this method is for
 
 
 def event_handler(

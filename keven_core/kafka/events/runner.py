@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from keven_core.kafka._batches import one_of_a_batch
+from keven_core.kafka._batches import single_call
 from keven_core.kafka._calls import is_async
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.config import Settings
@@ -108,5 +108,4 @@ class EventRunner:
         route, event = self._table.resolve(message, topic)
         if route is None:
             return None
-        call = one_of_a_batch(route.call) if route.batch_size else route.call
-        return call(event)
+        return single_call(route)(event)

@@ -18,7 +18,7 @@ from libc.string cimport memcpy, memmove, strcmp
 
 from keven_core._native.calls cimport (
     Py_REFCNT, PyBytes_FromStringAndSize_raw, PyContext_Enter, PyContext_Exit, PyErr_Fetch, PyErr_NormalizeException,
-    PyErr_SetObject, PyException_SetTraceback, keven_call, keven_now_ms, keven_prefetch
+    PyErr_SetObject, PyException_SetTraceback, keven_call, keven_now_ms, keven_prefetch_value
 )
 from keven_core._native.context cimport context_changed
 from keven_core._native.dispatch cimport DispatchTable, Route
@@ -40,24 +40,10 @@ from keven_core.kafka import errors
 from keven_core.kafka.outcomes import Outcome
 
 cdef enum:
-    # Shorter values are copied when what is decoded keeps views of them: a view pins its whole fetch response (1 MB).
-    SHARE_FROM = 32768
-    # How many records ahead of the current one the payload is asked for: their lines are in the other core's cache,
-    # 0.2 us away. Measured: 4 to 8 are alike, 2 is too late.
-    AHEAD = 6
-    # Shorter values can be neither too large nor dangerously deep, so they are decoded unchecked.
-    UNCHECKED = 512
     # How long run() goes on with one batch: then the group is attended to, and the rest of the batch is next.
     SLICE_MS = 200
     # The clock costs 25 ns, so between two looks at it there are up to this many records, while they are quick.
     STRIDE = 16
-    # Finished messages that may wait for the broker thread to free them, with what librdkafka keeps for each of them.
-    RETURNED_BYTES = 8 << 20
-    MESSAGE_OVERHEAD = 320
-    # What is to be done at a record that is a suspect.
-    HANDLE = 0
-    ACCOUNTED = 1
-    WAIT = 2
     # Kafka's number for this request.
     FETCH = 1
 
@@ -415,7 +401,6 @@ cdef class Consumer(Membership):
     cdef object _run(self):
         cdef Py_ssize_t count = self.count
         cdef rd_kafka_message_t *message
-        cdef const char *ahead
         cdef Account *account
         cdef DispatchTable table = self.table
         cdef Route route
@@ -439,28 +424,15 @@ cdef class Consumer(Membership):
 
             message = self.messages[self.index]
             if self.index + AHEAD < count:
-                ahead = <const char *>self.messages[self.index + AHEAD].payload
-                keven_prefetch(ahead)
-                keven_prefetch(ahead + 64)
-                keven_prefetch(ahead + 128)
-                keven_prefetch(ahead + 192)
+                keven_prefetch_value(self.messages[self.index + AHEAD].payload)
 
             account = self.current
             if message.err != 0 or message.rkt != self.current_rkt or message.partition != account.partition:
-                if message.err != 0:
-                    self._error_row(message)
-                    self.index += 1
-                    continue
-                account = self._account(message)
+                account = self._next_account(message)
                 if account == NULL:
-                    self.index += 1
                     continue
-            if account.end_offset != UNBOUNDED:
-                if message.offset >= account.end_offset:
-                    account.end_offset = REACHED
-                if account.end_offset == REACHED:
-                    self.index += 1
-                    continue
+            if account.end_offset != UNBOUNDED and self._is_past_end(account, message):
+                continue
             if message.offset <= account.last_suspect:
                 verdict = self._at_suspect(account, message)
                 if verdict == WAIT:
@@ -541,6 +513,29 @@ cdef class Consumer(Membership):
                 Py_DECREF(<object>result)
         self.handling = False
         return None
+
+    cdef Account *_next_account(self, rd_kafka_message_t *message) except? NULL:
+        """The account of a row that is of another partition than the one before it.
+
+        NULL: it is an error, or its partition is not assigned; it has been seen to.
+        """
+        cdef Account *account = NULL
+        if message.err != 0:
+            self._error_row(message)
+        else:
+            account = self._account(message)
+        if account == NULL:
+            self.index += 1
+        return account
+
+    cdef bint _is_past_end(self, Account *account, rd_kafka_message_t *message) noexcept:
+        """Whether a bounded run ends before this record; then it has been passed over."""
+        if message.offset >= account.end_offset:
+            account.end_offset = REACHED
+        if account.end_offset != REACHED:
+            return False
+        self.index += 1
+        return True
 
     cdef inline PyObject *_decode(self, Route route, PyObject *value, rd_kafka_message_t *message) noexcept:
         """A new reference to the decoded value, or NULL with the exception set."""

@@ -93,7 +93,6 @@ cdef class Flow:
     cdef readonly Py_ssize_t running  # flights that a worker has
     cdef readonly Py_ssize_t load     # records that have not landed, but for those of partitions that are held
     cdef readonly bint full
-    cdef readonly bint far      # a partition's first record lags SPAN records behind
     cdef readonly bint waits    # for all that is in flight to land: a suspect is next, or under way
     cdef readonly bint closing
 
@@ -101,6 +100,8 @@ cdef class Flow:
     cdef void _free_flight(self, Flight *flight) noexcept
     cdef void _give_back(self, rd_kafka_message_t *message, size_t size) noexcept
     cdef void _free_message(self, Flight *flight) noexcept
+    cdef void _free(self, Flight *flight) noexcept
+    cdef int _discard(self, Flight *flight) except -1
     cdef int _shed(self, Flight *flight, list payloads) except -1
     cdef int _enter(self, Flight *flight, int64_t place, int64_t offset) except -1
     cdef int _left_hand(self, Flight *flight) except -1
@@ -112,11 +113,14 @@ cdef class Flow:
     cdef void _leave(self, Flight *flight) noexcept
     cdef void _push(self, Flight *flight) noexcept
     cdef Flight *_start(self) noexcept
+    cdef bint _has_room(self) noexcept
     cdef void _unload(self, Account *account, size_t size) noexcept
     cdef int _land(self, Flight *flight) except -1
     cdef int _done(self, Flight *flight) except -1
     cdef int _skip(self, Flight *flight) except -1
     cdef int _fail(self, Flight *flight, str stage, object error) except -1
+    cdef void _rest(self, Flight *flight) noexcept
+    cdef int _answer(self, Flight *flight, object error) except -1
     cdef int _set_aside(self, Flight *flight) except -1
     cdef int _fail_now(self, Flight *flight, object error) except -1
     cdef int _stopped_running(self) except -1

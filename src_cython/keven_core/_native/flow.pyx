@@ -26,13 +26,16 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
 from keven_core._native.calls cimport (
-    Py_REFCNT, PyContext_Enter, PyContext_Exit, keven_call, keven_now_ms, keven_prefetch
+    Py_REFCNT, PyContext_Enter, PyContext_Exit, keven_call, keven_now_ms, keven_prefetch_value
 )
-from keven_core._native.consumer cimport Consumer, result_error, take_exception
+from keven_core._native.consumer cimport (
+    ACCOUNTED, AHEAD, MESSAGE_OVERHEAD, RETURNED_BYTES, SHARE_FROM, UNCHECKED, WAIT, Consumer, result_error,
+    take_exception
+)
 from keven_core._native.context cimport context_changed
 from keven_core._native.dispatch cimport Route
 from keven_core._native.library cimport alive, api
-from keven_core._native.membership cimport REACHED, UNBOUNDED, Account
+from keven_core._native.membership cimport UNBOUNDED, Account
 from keven_core._native.message cimport Payload, Record, record_of
 from keven_core._native.returns cimport free_returned, give_back, new_batch
 from rdkafka cimport *
@@ -44,21 +47,12 @@ from functools import partial
 from heapq import heappop, heappush
 
 from keven_core.kafka import errors
-from keven_core.kafka.outcomes import BatchError, Outcome
+from keven_core.kafka.outcomes import BatchError, Outcome, wrong_outcomes
 
 cdef enum:
-    # As in consumer.pyx.
-    SHARE_FROM = 32768
-    AHEAD = 6
-    UNCHECKED = 512
-    RETURNED_BYTES = 8 << 20
-    MESSAGE_OVERHEAD = 320
     # How long a worker goes on at a time: in a loop other tasks want their turn, the owner has a group to attend to.
     TASK_SLICE_MS = 20
     OWNER_SLICE_MS = 200
-    # Verdicts of Consumer._at_suspect().
-    ACCOUNTED = 1
-    WAIT = 2
     # A partition of which nothing has landed for this long does not count while the others are waited for.
     STUCK_MS = 1000
     # Records of a partition from the first that has not landed on: what comes again after a crash, at most.
@@ -229,6 +223,17 @@ cdef class Flow:
         elif message != NULL:
             self._give_back(message, flight.size_bytes)
 
+    cdef void _free(self, Flight *flight) noexcept:
+        self._free_message(flight)
+        self._free_flight(flight)
+
+    cdef int _discard(self, Flight *flight) except -1:
+        """Free a stale flight, whoever has come across it."""
+        self._leave(flight)
+        self._left_hand(flight)
+        self._free(flight)
+        return 0
+
     cdef int _shed(self, Flight *flight, list payloads) except -1:
         """As _free_message(), but the GIL is kept: a payload is freed with the list."""
         if flight.payload != NULL:
@@ -268,7 +273,6 @@ cdef class Flow:
         cdef Py_ssize_t count = consumer.count
         cdef rd_kafka_message_t *message
         cdef Account *account
-        cdef const char *ahead
         cdef bint alone = False
         cdef int verdict
         if self.waits and not self.idle:
@@ -277,20 +281,11 @@ cdef class Flow:
         while not alone and consumer.index < count:
             message = consumer.messages[consumer.index]
             if consumer.index + AHEAD < count:
-                ahead = <const char *>consumer.messages[consumer.index + AHEAD].payload
-                keven_prefetch(ahead)
-                keven_prefetch(ahead + 64)
-                keven_prefetch(ahead + 128)
-                keven_prefetch(ahead + 192)
+                keven_prefetch_value(consumer.messages[consumer.index + AHEAD].payload)
             account = consumer.current
             if message.err != 0 or message.rkt != consumer.current_rkt or message.partition != account.partition:
-                if message.err != 0:
-                    consumer._error_row(message)
-                    consumer.index += 1
-                    continue
-                account = consumer._account(message)
+                account = consumer._next_account(message)
                 if account == NULL:
-                    consumer.index += 1
                     continue
             if account.leaving:
                 # It comes again, with what was given up before it.
@@ -298,12 +293,8 @@ cdef class Flow:
                 account.stale += 1
                 consumer.index += 1
                 continue
-            if account.end_offset != UNBOUNDED:
-                if message.offset >= account.end_offset:
-                    account.end_offset = REACHED
-                if account.end_offset == REACHED:
-                    consumer.index += 1
-                    continue
+            if account.end_offset != UNBOUNDED and consumer._is_past_end(account, message):
+                continue
             if message.offset <= account.last_suspect and consumer.suspects.find(
                     account.topic.decode(), account.partition, message.offset) is not None:
                 # By itself: should it end the process, it is known which one it was, and nothing else comes again.
@@ -387,8 +378,6 @@ cdef class Flow:
     cdef void _link(self, Account *account, Flight *flight) noexcept:
         flight.account = account
         account.span += 1
-        if account.span >= SPAN and not account.held:
-            self.far = True
         if account.first_open == NULL:
             account.first_open = flight
         else:
@@ -477,7 +466,7 @@ cdef class Flow:
             self.ready -= 1
             if flight.stale:
                 self._leave(flight)
-                self._free_flight(flight)
+                self._free(flight)
                 continue
             flight.state = RUNNING
             self.running += 1
@@ -485,6 +474,10 @@ cdef class Flow:
         return NULL
 
     # --- landing ------------------------------------------------------------------------------------------------------
+
+    cdef bint _has_room(self) noexcept:
+        """Whether, after the window was full, enough has landed for more to be fetched."""
+        return 4 * self.load <= 3 * self.window and 4 * self.load_bytes <= 3 * self.window_bytes
 
     cdef void _unload(self, Account *account, size_t size) noexcept:
         account.open -= 1
@@ -494,7 +487,7 @@ cdef class Flow:
             return
         self.load -= 1
         self.load_bytes -= size
-        if self.full and 4 * self.load <= 3 * self.window and 4 * self.load_bytes <= 3 * self.window_bytes:
+        if self.full and self._has_room():
             self.full = False
             self.consumer.wake()
 
@@ -527,11 +520,15 @@ cdef class Flow:
             Py_DECREF(<object>payload)
         return 0
 
-    cdef int _set_aside(self, Flight *flight) except -1:
-        """The run ends by this flight: it stays unaccounted, nothing behind it in its lane is begun."""
+    cdef void _rest(self, Flight *flight) noexcept:
+        """Nothing behind it in its lane is begun."""
         flight.state = RESTING
         if flight.lane != NULL:
             flight.lane.resting = True
+
+    cdef int _set_aside(self, Flight *flight) except -1:
+        """The run ends by this flight, which stays unaccounted."""
+        self._rest(flight)
         self.ended.append(<uintptr_t>flight)
         return 0
 
@@ -549,29 +546,29 @@ cdef class Flow:
 
     cdef int _done(self, Flight *flight) except -1:
         """A worker has handled a flight."""
-        self._leave(flight)
-        self._left_hand(flight)
         if flight.cargo != NULL:
-            self.answers.append(((<Submission>flight.cargo).token, None))
-            self.consumer.wake()
-            self._free_flight(flight)
+            self._answer(flight, None)
         elif flight.stale:
-            self._free_message(flight)
-            self._free_flight(flight)
+            self._discard(flight)
         else:
+            self._leave(flight)
             self.consumer.failures_in_a_row = 0
             flight.account.done += 1
             self._land(flight)
         return self._stopped_running()
 
+    cdef int _answer(self, Flight *flight, object error) except -1:
+        """A submitted call has been made."""
+        self.answers.append(((<Submission>flight.cargo).token, error))
+        self.consumer.wake()
+        return self._discard(flight)
+
     cdef int _skip(self, Flight *flight) except -1:
         """Nobody handles what a record turned out to be."""
-        self._leave(flight)
-        self._left_hand(flight)
         if flight.stale:
-            self._free_message(flight)
-            self._free_flight(flight)
+            self._discard(flight)
         else:
+            self._leave(flight)
             flight.account.skipped += 1
             self._land(flight)
         return self._stopped_running()
@@ -587,18 +584,14 @@ cdef class Flow:
                     (<Gathering>flight.cargo).members[i].state = RESTING
             self._set_aside(flight)
             return self._stopped_running()
-        self._left_hand(flight)  # handled, if not well
         if flight.cargo != NULL:
-            self._leave(flight)
-            self.answers.append(((<Submission>flight.cargo).token, error))
-            self._free_flight(flight)
+            self._answer(flight, error)
         elif flight.stale:
-            self._leave(flight)
-            self._free_message(flight)
-            self._free_flight(flight)
+            self._discard(flight)
         else:
+            self._left_hand(flight)  # handled, if not well
             self.failed.append((<uintptr_t>flight, stage, error))
-        self.consumer.wake()
+            self.consumer.wake()
         return self._stopped_running()
 
     # --- batches ------------------------------------------------------------------------------------------------------
@@ -653,8 +646,7 @@ cdef class Flow:
             member = gathering.members[i]
             if member.stale:
                 gathering.events[i] = SKIPPED
-                self._free_message(member)
-                self._free_flight(member)
+                self._free(member)
                 continue
             member.state = RUNNING
             self._enter(member, member.account.place, member.offset)
@@ -697,8 +689,7 @@ cdef class Flow:
             member = gathering.members[i]
             self._left_hand(member)
             if member.stale:
-                self._free_message(member)
-                self._free_flight(member)
+                self._free(member)
             elif done < 0 or i == done:
                 self.running += 1
                 self._fail(member, "handle", error)
@@ -783,9 +774,7 @@ cdef class Flow:
             address, stage, error = self.failed.popleft()
             flight = <Flight *><uintptr_t>address
             if flight.stale:
-                self._leave(flight)
-                self._free_message(flight)
-                self._free_flight(flight)
+                self._discard(flight)
                 continue
             consumer.failures_in_a_row += 1
             account = flight.account
@@ -802,9 +791,7 @@ cdef class Flow:
                     Py_INCREF(call)
                     flight.call = <PyObject *>call
                 flight.attempt += 1
-                flight.state = RESTING
-                if flight.lane != NULL:
-                    flight.lane.resting = True
+                self._rest(flight)
                 self.numbers += 1
                 heappush(self.due, (keven_now_ms() + <int64_t>(delay_s * 1000), self.numbers, address))
                 continue
@@ -833,12 +820,8 @@ cdef class Flow:
             flight = <Flight *><uintptr_t>heappop(self.due)[2]
             if flight.lane != NULL:
                 flight.lane.resting = False
-            if flight.stale:
-                self._leave(flight)
-                self._free_flight(flight)
-            else:
-                flight.state = WAITING
-                self._push(flight)
+            flight.state = WAITING
+            self._push(flight)
         for gathering in list(self.gatherings):
             if gathering.deadline_ms <= now:
                 self._close_gathering(gathering)
@@ -858,7 +841,6 @@ cdef class Flow:
         pause = []
         resume = [key for key in self.unpaused if self._is_assigned(key)]
         self.unpaused.difference_update(resume)
-        self.far = False
         now = keven_now_ms()
         if self.full and now - self.full_since_ms >= STUCK_MS:
             stalled = True
@@ -881,7 +863,7 @@ cdef class Flow:
                 resume.append(key)
             if stalled:
                 account.landings_seen = account.landings
-        if self.full and 4 * self.load <= 3 * self.window and 4 * self.load_bytes <= 3 * self.window_bytes:
+        if self._has_room():
             self.full = False
         return pause, resume
 
@@ -916,6 +898,7 @@ cdef class Flow:
         cdef Flight *flight = <Flight *>account.first_open
         cdef Flight *later
         cdef list payloads = []
+        cdef bint rested = False
         account.first_open = account.last_open = NULL
         if not account.held:
             self.load -= account.open
@@ -934,6 +917,7 @@ cdef class Flow:
                 account.stale += 1
                 flight.account = NULL
                 flight.stale = True
+                rested = rested or flight.state == RESTING
                 if flight.state != RUNNING:
                     self._shed(flight, payloads)
                 elif flight.payload == NULL and flight.message != NULL:
@@ -943,6 +927,8 @@ cdef class Flow:
             flight = later
         if self.full and self.load < self.window and self.load_bytes < self.window_bytes:
             self.full = False
+        if not rested:
+            return
         # One that rests would hold its lane up until it is due.
         resting, self.due = self.due, []
         for entry in resting:
@@ -952,8 +938,7 @@ cdef class Flow:
                 continue
             if flight.lane != NULL:
                 flight.lane.resting = False
-            self._leave(flight)
-            self._free_flight(flight)
+            self._discard(flight)
 
     def unfinished(self):
         """The records that workers have, as (topic, partition, offset) tuples."""
@@ -1042,19 +1027,13 @@ cdef class Flow:
         for topic, partition in list(self.consumer.accounts):
             self.drop(topic, partition)
         while self.failed:
-            flight = <Flight *><uintptr_t>self.failed.popleft()[0]
-            self._free_message(flight)
-            self._free_flight(flight)
+            self._free(<Flight *><uintptr_t>self.failed.popleft()[0])
         for address in self.ended:
             flight = <Flight *><uintptr_t>address
             if flight.cargo != NULL and isinstance(<object>flight.cargo, Gathering):
                 self._free_members(<Gathering>flight.cargo)
-            self._free_message(flight)
-            self._free_flight(flight)
+            self._free(flight)
         self.ended.clear()
-        for _, _, address in self.due:
-            self._free_flight(<Flight *><uintptr_t>address)
-        self.due.clear()
         for gathering in self.gatherings:
             gathering.route.gathering = None
             self._free_members(gathering)
@@ -1084,8 +1063,7 @@ cdef class Flow:
     cdef int _free_members(self, Gathering gathering) except -1:
         cdef Py_ssize_t i
         for i in range(gathering.count):
-            self._free_message(gathering.members[i])
-            self._free_flight(gathering.members[i])
+            self._free(gathering.members[i])
         gathering.count = 0
         return 0
 
@@ -1102,19 +1080,9 @@ cdef object batch_result_error(str name, object result, Py_ssize_t count):
         return result
     if not isinstance(result, (list, tuple)):
         error = result_error(name, result)
-        return error if error is not None else errors.UsageError(
-            f"the batch handler of {name} returned {type(result).__name__}: None, or a list with None or an outcome "
-            f"for each event, is allowed")
-    if len(result) != count:
-        return errors.UsageError(
-            f"the batch handler of {name} returned {len(result)} outcome(s) for {count} event(s): one for each, in "
-            f"their order, is allowed")
-    for outcome in result:
-        if outcome is not None and not isinstance(outcome, Exception):
-            return errors.UsageError(
-                f"the batch handler of {name} returned a list with {type(outcome).__name__}: None, an outcome or an "
-                f"exception is allowed")
-    return None
+        if error is not None:
+            return error
+    return wrong_outcomes(f"the batch handler of {name}", result, count)
 
 
 @cython.final
@@ -1144,8 +1112,7 @@ cdef class Worker:
             return
         if flight.cargo != NULL and isinstance(<object>flight.cargo, Gathering):
             self.flow._free_members(<Gathering>flight.cargo)
-        self.flow._free_message(flight)
-        self.flow._free_flight(flight)
+        self.flow._free(flight)
 
     def record_in_hand(self):
         """The Record that this worker handles; raises LookupError when there is none, or a batch."""
