@@ -55,6 +55,16 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = DEADL
         time.sleep(0.002)
 
 
+def stays(condition: Callable[[], bool], seconds: float = 0.3) -> bool:
+    """Whether a condition holds over a time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not condition():
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def quick(kafka: EmbeddedKafka, options: Mapping[str, str] | None = None, **changes: Any) -> Settings:
     """Settings for the embedded cluster without librdkafka's longer pauses."""
     return kafka.settings(rdkafka_options={**QUICK, **(options or {})}, **changes)
@@ -227,6 +237,10 @@ class Server(KafkaConsumerServer):
             for name, count in entry.items():
                 total[name] = total.get(name, 0) + count
         return total
+
+    def totals(self) -> dict[str, int]:
+        """The same but for zeros."""
+        return {name: count for name, count in self.counts().items() if count}
 
     def ready(self) -> bool:
         """Whether it has partitions."""

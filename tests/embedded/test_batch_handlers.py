@@ -76,10 +76,6 @@ def retrying(kafka: Any, **options: Any) -> Any:
     return group_server(kafka, TOPIC, settings=quick(kafka, commit_interval_ms=30), **{**given, **options})
 
 
-def totals(server: Any) -> dict[str, int]:
-    return {name: count for name, count in server.counts().items() if count}
-
-
 @MODES
 @HANDLERS
 def test_events_come_in_lists_in_their_order(cluster: Any, mode: str, is_async: bool) -> None:
@@ -90,7 +86,7 @@ def test_events_come_in_lists_in_their_order(cluster: Any, mode: str, is_async: 
     run(server, mode)
     assert [number for entry in lists for number in entry] == list(range(35))
     assert [len(entry) for entry in lists] == [10, 10, 10, 5]
-    assert totals(server) == {"received": 35, "done": 35}
+    assert server.totals() == {"received": 35, "done": 35}
 
 
 @MODES
@@ -144,7 +140,7 @@ def test_each_event_has_an_outcome_of_its_own(cluster: Any, mode: str, is_async:
         wait_until(lambda: committed(cluster, "svc", TOPIC) == {0: 20}, "all is committed")
     assert attempts == {n: [1, 2] if n % 5 in (3, 4) else [1] for n in range(20)}
     assert len(values(cluster, DEAD)) == 4
-    assert totals(server) == {"received": 28, "done": 12, "skipped": 4, "dead": 4, "retried": 8}
+    assert server.totals() == {"received": 28, "done": 12, "skipped": 4, "dead": 4, "retried": 8}
 
 
 @pytest.mark.logs_errors
@@ -193,7 +189,7 @@ def test_an_exception_fails_all_of_the_list(cluster: Any, mode: str) -> None:
         wait_until(lambda: sum(committed(cluster, "svc", WAITING).values()) == 4, "each comes again by itself")
     assert calls[0] == [0, 1, 2, 3]
     assert sorted(calls[1:]) == [[0], [1], [2], [3]]
-    assert totals(server) == {"received": 8, "done": 4, "retried": 4}
+    assert server.totals() == {"received": 8, "done": 4, "retried": 4}
 
 
 @pytest.mark.logs_errors
@@ -218,7 +214,7 @@ def test_what_a_handler_must_not_return_is_named(
     orders(cluster, 3)
     server = reading_server(cluster, TOPIC)
     run(server, "sync")
-    assert totals(server) == {"received": 3, "dead": 3}
+    assert server.totals() == {"received": 3, "dead": 3}
     assert message in caplog.text
 
 
@@ -248,7 +244,7 @@ def test_a_batch_handler_beside_others(cluster: Any, mode: str) -> None:
     run(server, mode)
     assert lists == [[0, 1, 2, 3], [4, 5, 6, 7]]
     assert single == hooked == list(range(8))
-    assert totals(server) == {"received": 8, "done": 8}
+    assert server.totals() == {"received": 8, "done": 8}
 
 
 @pytest.mark.logs_errors
@@ -297,7 +293,7 @@ def test_lists_follow_each_other_unless_order_does_not_matter(cluster: Any, mode
     run(server, mode)
     assert len(at_once) == 8
     assert max(at_once) == 1 if order == "partition" else max(at_once) > 1
-    assert totals(server) == {"received": 80, "done": 80}
+    assert server.totals() == {"received": 80, "done": 80}
 
 
 @MODES
@@ -328,7 +324,7 @@ def test_what_can_not_be_decoded_is_not_in_the_list(cluster: Any) -> None:
     server = reading_server(cluster, TOPIC)
     run(server, "sync")
     assert lists == [[0, 1]]
-    assert totals(server) == {"received": 3, "done": 2, "dead": 1}
+    assert server.totals() == {"received": 3, "done": 2, "dead": 1}
 
 
 def test_a_stop_handles_the_list_that_was_begun_and_no_more(cluster: Any) -> None:
@@ -346,7 +342,7 @@ def test_a_stop_handles_the_list_that_was_begun_and_no_more(cluster: Any) -> Non
     with live(server) as running:
         assert entered.wait(30)
         server.stop()
-        wait_until(lambda: totals(server).get("stale") == 15, "the rest is given up")
+        wait_until(lambda: server.totals().get("stale") == 15, "the rest is given up")
         release.set()
         running.join()
     assert lists == [list(range(10))]

@@ -25,6 +25,7 @@ from embedded_support import (
     reading_server,
     run,
     send,
+    stays,
     topics,
     values,
     wait_until,
@@ -41,16 +42,6 @@ from keven_core.testing import EmbeddedKafka
 
 # A member that comes back waits for session_timeout - 1 s on the embedded broker.
 REJOIN: dict[str, Any] = {"session_timeout": 1.5, "heartbeat_interval": 0.1}
-
-
-def stays(condition: Callable[[], bool], seconds: float = 0.3) -> bool:
-    """Whether a condition holds over a time."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not condition():
-            return False
-        time.sleep(0.01)
-    return True
 
 
 # --- when offsets are stored -----------------------------------------------------------------------------------------

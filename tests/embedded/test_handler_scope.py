@@ -20,6 +20,7 @@ from embedded_support import (
     quick,
     read,
     send,
+    stays,
     topics,
     values,
     wait_until,
@@ -98,14 +99,6 @@ def feed(kafka: Any, start: int, end: int) -> None:
     send(kafka, "in", *(event("COPY", number=number) for number in range(start, end)))
 
 
-def never(condition: Callable[[], bool], seconds: float = 0.4) -> None:
-    """See that something does not come about."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        assert not condition()
-        time.sleep(0.02)
-
-
 # --- offsets ---------------------------------------------------------------------------------------------------------
 
 
@@ -130,7 +123,7 @@ def test_offsets_wait_until_what_was_written_is_acknowledged(
         out.broker_down()
         feed(cluster, 5, 10)
         wait_until(lambda: len(handled) == 10, "handling goes on")
-        never(lambda: committed(cluster, "svc", "in") != {0: 5})
+        assert stays(lambda: committed(cluster, "svc", "in") == {0: 5}, 0.4)
         out.broker_up()
         wait_until(lambda: committed(cluster, "svc", "in") == {0: 10}, "the rest is committed")
     assert values(out, "out") == [b"connected", *numbered(10)]
@@ -167,7 +160,7 @@ def test_a_bounded_number_of_batches_waits(
         out.broker_down()
         feed(cluster, 1, 150)
         wait_until(lambda: len(handled) >= 100, "as many as may wait")
-        never(lambda: len(handled) > 102)
+        assert stays(lambda: len(handled) <= 102, 0.4)
         out.broker_up()
         wait_until(lambda: committed(cluster, "svc", "in") == {0: 150}, "all are committed")
     assert handled == list(range(150))
@@ -214,7 +207,7 @@ def test_stop_waits_for_what_was_written(
     feed(cluster, 0, 5)
     wait_until(lambda: len(handled) == 5, "they are handled")
     running.server.stop()
-    never(lambda: running.ended, 0.3)
+    assert stays(lambda: not running.ended, 0.3)
     out.broker_up()
     running.join()
     assert running.error is None
@@ -257,7 +250,7 @@ def test_what_was_handled_before_a_seek_is_not_stored_after_it(
         out.broker_up()
         assert log.flush() == 6
         # Stored would be 5, for records that are to be handled again.
-        never(lambda: committed(cluster, "svc", "in") != {})
+        assert stays(lambda: committed(cluster, "svc", "in") == {}, 0.4)
         running.server.resume([("in", 0)])
         wait_until(lambda: committed(cluster, "svc", "in") == {0: 5}, "they are handled again")
     assert handled == [0, 1, 2, 3, 4, 2, 3, 4]
@@ -371,7 +364,7 @@ def test_threads_with_the_handlers_context_count(
         out.broker_down()
         feed(cluster, 0, 3)
         wait_until(lambda: len(done) == 3, "they are handled")
-        never(lambda: committed(cluster, "svc", "in") != {})
+        assert stays(lambda: committed(cluster, "svc", "in") == {}, 0.4)
         out.broker_up()
         wait_until(lambda: committed(cluster, "svc", "in") == {0: 3}, "they are committed")
 
@@ -411,7 +404,7 @@ def test_what_was_written_before_a_handler_failed_is_waited_for_too(
         out.broker_down()
         feed(cluster, 0, 1)
         wait_until(lambda: running.server.counts().get("dead_lettered") == 1 or lines, "it is copied")
-        never(lambda: committed(cluster, "svc", "in") != {})
+        assert stays(lambda: committed(cluster, "svc", "in") == {}, 0.4)
         out.broker_up()
         wait_until(lambda: committed(cluster, "svc", "in") == {0: 1}, "it is committed")
     assert values(out, "out") == [b"connected", b"0"]

@@ -23,6 +23,7 @@ from embedded_support import (
     reading_server,
     run,
     send,
+    stays,
     topics,
     values,
     wait_until,
@@ -91,11 +92,6 @@ def orders(kafka: Any, numbers: Any, *, partition: Any = 0, key: Any = None) -> 
         feeder.wait()
 
 
-def totals(server: Any) -> dict[str, int]:
-    """The ledger's counts but for zeros."""
-    return {name: count for name, count in server.counts().items() if count}
-
-
 class Gate:
     """Numbers whose handlers wait until they are let through."""
 
@@ -124,6 +120,19 @@ def gate() -> Iterator[Callable[..., Gate]]:
     yield make
     for entry in made:
         entry.open()
+
+
+def gated(gate: Callable[..., Gate], crew: str, *numbers: int) -> tuple[Gate, list[int]]:
+    """A handler that notes its numbers, after these have been let through: their gate, and the notes."""
+    closed = gate(*numbers)
+    seen: list[int] = []
+
+    def handle(given: Any) -> None:
+        closed.pass_through(given.number)
+        seen.append(given.number)
+
+    register(handle, crew)
+    return closed, seen
 
 
 # --- order -----------------------------------------------------------------------------------------------------------
@@ -156,7 +165,7 @@ def test_each_record_is_handled_once_and_lanes_keep_their_order(cluster: Any, cr
     server = reading_server(cluster, TOPIC, order=order, **CREWS[crew])
     run(server, "sync")
     assert sorted(number for _, _, number in seen) == list(range(count))
-    assert totals(server) == {"received": count, "done": count}
+    assert server.totals() == {"received": count, "done": count}
     assert max(at_once) == (3 if order == "partition" else 4)
     for place in {"partition": [0], "key": [1], "none": []}[order]:
         for mark in {entry[place] for entry in seen}:
@@ -166,14 +175,7 @@ def test_each_record_is_handled_once_and_lanes_keep_their_order(cluster: Any, cr
 
 @BY_CREW
 def test_other_keys_flow_past_a_slow_one(cluster: Any, crew: str, gate: Any) -> None:
-    closed = gate(0)
-    seen: list[int] = []
-
-    def handle(given: Any) -> None:
-        closed.pass_through(given.number)
-        seen.append(given.number)
-
-    register(handle, crew)
+    closed, seen = gated(gate, crew, 0)
     orders(cluster, range(60), key=lambda n: b"key-%d" % (n % 6))
     with live(server_of(cluster, crew, order="key")):
         wait_until(lambda: len(seen) == 50, "the other keys are through")
@@ -185,14 +187,7 @@ def test_other_keys_flow_past_a_slow_one(cluster: Any, crew: str, gate: Any) -> 
 
 @BY_CREW
 def test_records_without_a_key_are_in_no_order(cluster: Any, crew: str, gate: Any) -> None:
-    closed = gate(0)
-    seen: list[int] = []
-
-    def handle(given: Any) -> None:
-        closed.pass_through(given.number)
-        seen.append(given.number)
-
-    register(handle, crew)
+    closed, seen = gated(gate, crew, 0)
     orders(cluster, range(5))
     with live(server_of(cluster, crew, order="key")):
         wait_until(lambda: sorted(seen) == [1, 2, 3, 4], "the others are through")
@@ -204,48 +199,32 @@ def test_records_without_a_key_are_in_no_order(cluster: Any, crew: str, gate: An
 
 @BY_CREW
 def test_a_record_in_flight_is_never_committed_past(cluster: Any, crew: str, gate: Any) -> None:
-    closed = gate(3)
-    seen: list[int] = []
-
-    def handle(given: Any) -> None:
-        closed.pass_through(given.number)
-        seen.append(given.number)
-
-    register(handle, crew)
+    closed, seen = gated(gate, crew, 3)
     orders(cluster, range(20))
     with live(server_of(cluster, crew, order="none")) as running:
         wait_until(lambda: len(seen) == 19, "the others are through")
         wait_until(lambda: committed(cluster, "svc", TOPIC) == {0: 3}, "what is before it is committed")
         wait_until(lambda: running.server.position()[TOPIC, 0] == 3, "and no more than that")
-        assert totals(running.server) == {"received": 20, "done": 19, "in_flight": 1}
-        time.sleep(0.2)
-        assert committed(cluster, "svc", TOPIC) == {0: 3}
+        assert running.server.totals() == {"received": 20, "done": 19, "in_flight": 1}
+        assert stays(lambda: committed(cluster, "svc", TOPIC) == {0: 3})
         closed.open()
         wait_until(lambda: committed(cluster, "svc", TOPIC) == {0: 20}, "then all is")
 
 
 @BY_CREW
 def test_a_stop_finishes_what_runs_and_leaves_the_rest(cluster: Any, crew: str, gate: Any) -> None:
-    closed = gate(0)
-    seen: list[int] = []
-
-    def handle(given: Any) -> None:
-        closed.pass_through(given.number)
-        seen.append(given.number)
-
-    register(handle, crew)
+    closed, seen = gated(gate, crew, 0)
     orders(cluster, range(10), key=b"one")
     running = Live(server_of(cluster, crew, order="key"), "sync")
-    wait_until(lambda: closed.waiting == {0} and totals(running.server)["received"] == 10, "it runs")
+    wait_until(lambda: closed.waiting == {0} and running.server.totals()["received"] == 10, "it runs")
     running.server.stop()
-    time.sleep(0.2)
-    assert not running.ended
+    assert stays(lambda: not running.ended)
     closed.open()
     running.join()
     assert running.error is None
     assert seen == [0]
     assert committed(cluster, "svc", TOPIC) == {0: 1}
-    assert totals(running.server) == {"received": 10, "done": 1, "stale": 9}
+    assert running.server.totals() == {"received": 10, "done": 1, "stale": 9}
     with live(server_of(cluster, crew, order="key")):
         wait_until(lambda: seen == list(range(10)), "the rest comes again")
 
@@ -272,7 +251,7 @@ def test_a_task_that_does_not_end_is_cancelled_and_its_record_comes_again(cluste
     assert (running.error.records, running.error.exit_code) == ([(TOPIC, 0, 0)], 3)
     assert cancelled == [0]
     assert committed(cluster, "svc", TOPIC) == {}
-    assert totals(running.server) == {"received": 1, "stale": 1}
+    assert running.server.totals() == {"received": 1, "stale": 1}
     with live(server_of(cluster, "tasks")):
         wait_until(lambda: committed(cluster, "svc", TOPIC) == {0: 1}, "it comes again")
 
@@ -326,7 +305,7 @@ def test_failures_end_as_they_should_wherever_they_happen(cluster: Any, crew: st
         wait_until(lambda: sum(committed(cluster, "svc", TOPIC).values()) == 50, "all is committed")
     assert attempts == {n: 2 if n % 5 in (1, 4) else 1 for n in range(50)}
     assert len(values(cluster, DEAD)) == 20
-    assert totals(server) == {"received": 70, "done": 20, "skipped": 10, "dead": 20, "retried": 20}
+    assert server.totals() == {"received": 70, "done": 20, "skipped": 10, "dead": 20, "retried": 20}
 
 
 @pytest.mark.logs_errors
@@ -351,7 +330,7 @@ def test_a_retry_in_place_holds_its_lane_up_and_nothing_else(cluster: Any, crew:
     assert [number for number, _ in mine[4:]] == list(range(2, 20, 2))
     others = [number for number, _ in seen[: seen.index((0, 4))] if number % 2]
     assert others == list(range(1, 20, 2))
-    assert totals(server) == {"received": 20, "done": 20}
+    assert server.totals() == {"received": 20, "done": 20}
     assert values(cluster, WAITING) == values(cluster, DEAD) == []
 
 
@@ -397,7 +376,7 @@ def test_what_can_not_be_decoded_is_dead_lettered_in_its_turn(cluster: Any, crew
     with live(server):
         wait_until(lambda: committed(cluster, "svc", TOPIC) == {0: 6}, "all is committed")
     assert sorted(seen) == [0, 1]
-    assert totals(server) == {"received": 6, "done": 2, "dead": 2, "tombstones": 1, "skipped": 1}
+    assert server.totals() == {"received": 6, "done": 2, "dead": 2, "tombstones": 1, "skipped": 1}
 
 
 # --- what handlers see -----------------------------------------------------------------------------------------------
@@ -437,20 +416,13 @@ def test_a_partition_that_is_stuck_does_not_hold_up_the_others(
     cluster: Any, crew: str, gate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its records fill the window; then it is paused, and no longer counts."""
-    closed = gate(0)
-    seen: list[int] = []
-
-    def handle(given: Any) -> None:
-        closed.pass_through(given.number)
-        seen.append(given.number)
-
-    register(handle, crew)
+    closed, seen = gated(gate, crew, 0)
     orders(cluster, range(3000), partition=0)
     with live(server_of(cluster, crew)) as running:
         wait_until(lambda: running.server._session.flow.full, "the window is full")
         orders(cluster, range(3000, 4000), partition=1)
         wait_until(lambda: len(seen) == 1000, "the other partition is through")
-        assert totals(running.server)["received"] < 3900
+        assert running.server.totals()["received"] < 3900
         closed.open()
         wait_until(lambda: committed(cluster, "svc", TOPIC) == {0: 3000, 1: 1000}, "then all is")
     assert [number for number in seen if number < 3000] == list(range(3000))
@@ -464,8 +436,8 @@ def test_what_is_in_flight_is_bounded(cluster: Any, crew: str, gate: Any) -> Non
     with live(server_of(cluster, crew, order="none")) as running:
         wait_until(lambda: len(closed.waiting) == 4, "all workers are busy")
         wait_until(lambda: running.server._session.flow.full, "the window is full")
-        time.sleep(0.5)
-        assert 2000 <= totals(running.server)["received"] <= 2300
+        assert stays(lambda: running.server.totals()["received"] <= 2300, 0.5)
+        assert 2000 <= running.server.totals()["received"] <= 2300
         assert len(closed.waiting) == 4
         closed.open()
         wait_until(lambda: sum(committed(cluster, "svc", TOPIC).values()) == 5000, "then all is handled")
@@ -481,8 +453,7 @@ def test_slow_handlers_keep_their_place_in_the_group(cluster: Any, crew: str, ga
     with live(server) as running:
         wait_until(lambda: closed.waiting == {0}, "it runs")
         generation = running.server._session.consumer.generation
-        time.sleep(3.5)
-        assert running.server._session.consumer.generation == generation
+        assert stays(lambda: running.server._session.consumer.generation == generation, 3.5)
         closed.open()
         wait_until(lambda: committed(cluster, "svc", TOPIC) == {0: 1}, "it is committed")
 
@@ -510,14 +481,7 @@ def test_a_revocation_waits_for_what_runs_and_drops_the_rest(
     cluster: Any, crew: str, gate: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "keven_core.kafka")
-    closed = gate(*range(6))
-    seen: list[int] = []
-
-    def handle(given: Any) -> None:
-        closed.pass_through(given.number)
-        seen.append(given.number)
-
-    register(handle, crew)
+    closed, seen = gated(gate, crew, *range(6))
     orders(cluster, range(300), partition=lambda n: n % 3)
     first = Live(server_of(cluster, crew), "sync")
     wait_until(lambda: len(closed.waiting) == 3, "all partitions are busy")
@@ -532,7 +496,7 @@ def test_a_revocation_waits_for_what_runs_and_drops_the_rest(
     # tests/integration/test_in_flight_groups.py.
     assert sorted(set(seen)) == list(range(300))
     for member in (first, second):
-        assert totals(member.server).get("in_flight", 0) == 0
+        assert member.server.totals().get("in_flight", 0) == 0
 
 
 # --- arguments -------------------------------------------------------------------------------------------------------
