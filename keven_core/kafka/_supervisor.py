@@ -63,7 +63,7 @@ _STEADY_S = 10.0
 _MOST_FAILED_STARTS = 8
 # How long a worker that hangs has for writing its stacks.
 _DUMP_S = 0.2
-# What a worker may need beyond KEVEN_CLOSE_TIMEOUT_MS.
+# What a worker may need beyond KEVEN_DRAIN_TIMEOUT_MS and KEVEN_CLOSE_TIMEOUT_MS.
 _STOP_MARGIN_S = 3.0
 _TICK_S = 0.1
 
@@ -191,7 +191,7 @@ class Place:
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = None
             self._state = _State.DYING
-            self._why = self._why or "it had not ended in time (KEVEN_CLOSE_TIMEOUT_MS)"
+            self._why = self._why or "it had not ended in time (KEVEN_DRAIN_TIMEOUT_MS, KEVEN_CLOSE_TIMEOUT_MS)"
             return Step.KILL
         stuck_s = self._stuck_s(look, now)
         if self._state not in (_State.RUNNING, _State.ENDING):
@@ -346,7 +346,7 @@ def launch_supervised(
     limits = Limits(
         hang_s=settings.worker_hang_ms / 1000 or max_poll_interval_s,
         memory_bytes=settings.worker_memory_bytes,
-        stop_s=settings.close_timeout_ms / 1000 + _STOP_MARGIN_S,
+        stop_s=(settings.drain_timeout_ms + settings.close_timeout_ms) / 1000 + _STOP_MARGIN_S,
     )
     job = _Job(name, processes, limits, *packed(target, kwargs))
     return ServerProcess(name, *spawn(__name__, {}, pickle.dumps(job)))

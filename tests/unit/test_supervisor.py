@@ -213,7 +213,8 @@ def test_stopping_gives_each_worker_its_time() -> None:
     assert place.look(look(), 110.0) is Step.KILL
     assert place.look(look(), 111.0) is None
     end = place.ended(-9, Phase.CONSUMING, [RECORD], 110.1)
-    assert (end.why, end.died, end.delay_s) == ("it had not ended in time (KEVEN_CLOSE_TIMEOUT_MS)", True, None)
+    why = "it had not ended in time (KEVEN_DRAIN_TIMEOUT_MS, KEVEN_CLOSE_TIMEOUT_MS)"
+    assert (end.why, end.died, end.delay_s) == (why, True, None)
     assert place.gone
     assert place.code == -9
 

@@ -146,8 +146,8 @@ def start_events_receiver_process(
     A supervisor replaces workers that die, that make no progress for KEVEN_WORKER_HANG_MS, or that take more than
     KEVEN_WORKER_MEMORY_BYTES of memory. A record that three of them have died with is dead-lettered, as
     WorkerDiedError. The handle is then the supervisor's: terminate() ends all workers in order, and those that need 3 s
-    longer than KEVEN_CLOSE_TIMEOUT_MS are killed; exitcode is 0 when all have ended in order. Whatever ends the
-    supervisor, its workers outlive it by less than 5 s.
+    longer than KEVEN_DRAIN_TIMEOUT_MS and KEVEN_CLOSE_TIMEOUT_MS together are killed; exitcode is 0 when all have ended
+    in order. Whatever ends the supervisor, its workers outlive it by less than 5 s.
 
     The process imports the main script (or module) again to find the handlers; there, this very call ends the import,
     so handlers have to be defined or imported above it. No `__main__` guard is needed. Arguments must be picklable.
