@@ -8,8 +8,8 @@ from benchmarks._events import MIXED_NAMES, PARTITIONS, BenchEnd, BenchStart, Or
 from benchmarks._meter import Meter, peak_rss_mb, rss_mb
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.config import Settings
-from keven_core.kafka.events.event import decoders_of
 from keven_core.kafka.events.server import setup_event_listener
+from keven_core.kafka.message import decoders_of
 
 SERVER_NAME = "keven-bench"
 

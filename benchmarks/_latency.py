@@ -16,8 +16,9 @@ from benchmarks._keven import SERVER_NAME, settings_of
 from benchmarks._meter import now_ns, summary
 from benchmarks._rivals import options_of
 from keven_core.kafka.abstracts.event_handler import EventHandler
-from keven_core.kafka.events.event import Event, decoders_of
+from keven_core.kafka.events.event import Event
 from keven_core.kafka.events.server import setup_event_listener
+from keven_core.kafka.message import decoders_of
 
 
 class Timed(Event):

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks import _keven
 from benchmarks._events import PARTITIONS, OrderPlaced, values
 from benchmarks._meter import Meter
-from keven_core.kafka.events.event import decoders_of
+from keven_core.kafka.message import decoders_of
 
 
 class _Handler:

@@ -14,7 +14,7 @@ from confluent_kafka import Consumer
 from benchmarks._events import PARTITIONS, BenchEnd, BenchStart, OrderPlaced
 from benchmarks._meter import Meter
 from keven_core.kafka.config import Settings
-from keven_core.kafka.events.event import decoders_of
+from keven_core.kafka.message import decoders_of
 
 
 class _Handler:

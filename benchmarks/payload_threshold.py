@@ -19,7 +19,8 @@ import msgspec
 from benchmarks import _report, _topics
 from benchmarks._broker import broker
 from benchmarks._harness import Contestant, Spread, interleave, run_child
-from keven_core.kafka.events.event import Event, decoders_of
+from keven_core.kafka.events.event import Event
+from keven_core.kafka.message import decoders_of
 
 _SIZES = [1 << power for power in range(10, 21)]
 _TOPIC = "keven-bench-threshold"

@@ -14,8 +14,8 @@ from keven_core._native.consumer import Consumer
 from keven_core._native.dispatch import DispatchTable, Route
 from keven_core._native.producer import DeliveryAccount, Producer
 from keven_core.kafka.config import Settings
-from keven_core.kafka.events.event import decoders_of
 from keven_core.kafka.logger import KafkaBatchLogger
+from keven_core.kafka.message import decoders_of
 from keven_core.testing.embedded import EmbeddedKafka
 
 BATCH = 1000

@@ -60,6 +60,7 @@ class DispatchTable:
         bound: Mapping[str, Route] | None = None,
         everything: Route | None = None,
         unnamed: Route | None = None,
+        name_field: str = "event_name",
         name_json: Callable[[bytes], str | None] | None = None,
         name_msgpack: Callable[[bytes], str | None] | None = None,
         max_payload_bytes: int = ...,
@@ -72,6 +73,8 @@ class DispatchTable:
     def everything(self) -> Route | None: ...
     @property
     def unnamed(self) -> Route | None: ...
+    @property
+    def name_field(self) -> str: ...
     @property
     def max_payload_bytes(self) -> int: ...
     def name_of(self, value: object, topic: str) -> str | None: ...

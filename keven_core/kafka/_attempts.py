@@ -230,7 +230,7 @@ class Attempts:
             raise UndecodableError("the record is not a copy that waits for another attempt: it lacks the headers")
         table, record = self._table, attempt.record
         if record.value is None:
-            name = (record.header("event_name") or b"").decode("utf-8", "replace")
+            name = (record.header(table.name_field) or b"").decode("utf-8", "replace")
             route = table.bound.get(record.topic) or table.routes.get(name) or table.everything
             tombstone = route.on_tombstone if route is not None else None
             return None if tombstone is None else lambda: _checked(tombstone, tombstone(record))

@@ -2,6 +2,8 @@
 
     {"event_name": "...", "uuid": "...", ... envelope fields ..., ... the event's own fields ...}
 
+A command has `command_name` in its place.
+
 `MessageMeta` turns a plain class body into such a struct:
 
     class OrderPlaced(Event):
@@ -31,7 +33,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import msgspec
 
 from keven_core.kafka.errors import RegistrationError, UsageError
-from keven_core.kafka.topics import check_event_name, folded
+from keven_core.kafka.kinds import MessageKind
+from keven_core.kafka.topics import folded
 
 if TYPE_CHECKING:
     from msgspec import StructMeta
@@ -44,7 +47,7 @@ else:
         return lambda cls: cls
 
 
-__all__ = ["MessageMeta", "dataclass_transform", "key_function", "key_of", "name_of"]
+__all__ = ["MessageMeta", "dataclass_transform", "key_function", "key_of", "name_decoders"]
 
 # Values of these types hold no references, so they can't be part of a reference cycle.
 _ATOMIC: frozenset[Any] = frozenset(
@@ -64,14 +67,6 @@ _ATOMIC: frozenset[Any] = frozenset(
         decimal.Decimal,
     }
 )
-
-
-def name_of(name: object) -> str:
-    """The plain string of an event name given as str or as a member of a str enum; RegistrationError otherwise."""
-    value = name.value if isinstance(name, enum.Enum) else name
-    if not isinstance(value, str) or not value:
-        raise RegistrationError(f"an event name has to be a str or a member of a str enum, not {name!r:.80}")
-    return str(value)
 
 
 def _is_atomic(annotation: Any) -> bool:
@@ -118,25 +113,39 @@ class MessageMeta(StructMeta):
     decoding time.
     """
 
-    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> Any:
-        """Make the struct class; see the class docstring. Raises RegistrationError."""
-        event_name = namespace.pop("event_name", None)
-        key_field = namespace.pop("key_field", None)
+    def __new__(
+        mcls,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        kind: MessageKind | None = None,
+        **options: Any,
+    ) -> Any:
+        """Make the struct class; see the class docstring. Raises RegistrationError.
+
+        `kind` is given by the base class of all events, and of all commands.
+        """
         where = f"{namespace.get('__module__')}.{namespace.get('__qualname__')}"
         ancestors = [found for base in bases for found in base.__mro__ if isinstance(found, MessageMeta)]
-        root: Any = ancestors[-1] if ancestors else None
+        family = kind or next((found.kind for found in ancestors if hasattr(found, "kind")), None)
+        if family is None or kind is not None:
+            return mcls._make_base(name, bases, namespace, kind, options)
+        message_name = namespace.pop(family.name_field, None)
+        key_field = namespace.pop("key_field", None)
         if "__init__" in namespace:
             raise RegistrationError(
                 f"{where} defines __init__; declare its fields as annotations instead (`order_id: int`), msgspec makes "
                 f"the constructor"
             )
         if options.get("array_like"):
-            raise RegistrationError(f"{where}: array_like=True leaves out the names of fields, and with it the event's")
-        if event_name is not None:
-            options["tag"] = check_event_name(name_of(event_name))
-            options["tag_field"] = "event_name"
+            raise RegistrationError(
+                f"{where}: array_like=True leaves out the names of fields, and with it the {family.noun}'s"
+            )
+        if message_name is not None:
+            options["tag"] = family.check_name(family.name_of(message_name))
+            options["tag_field"] = family.name_field
         options.setdefault("kw_only", True)
-        if root is not None and "gc" not in options:
+        if "gc" not in options:
             # Never inherited: a base may hold no references where its subclass does.
             options["gc"] = bool(
                 options.get("dict")
@@ -148,14 +157,12 @@ class MessageMeta(StructMeta):
         try:
             cls: Any = super().__new__(mcls, name, bases, namespace, **options)
         except (TypeError, ValueError) as error:
-            hint = "; write event_name without an annotation" if "'event_name'" in str(error) else ""
+            in_body = f"'{family.name_field}'" in str(error)
+            hint = f"; write {family.name_field} without an annotation" if in_body else ""
             raise RegistrationError(f"{where} can't be made into a struct: {error}{hint}") from error
-        if root is None:
-            cls.classes = {}
-            cls.event_name = ""
-            cls.key_field = None
-            return cls
-        own_names = vars(root).keys() - set(root.__struct_fields__)
+        root = next(found for found in ancestors if "kind" in vars(found))
+        own_names = {attribute for base in root.__mro__ if isinstance(base, MessageMeta) for attribute in vars(base)}
+        own_names -= set(root.__struct_fields__)
         for field in cls.__struct_fields__:
             if field in own_names:
                 raise RegistrationError(
@@ -168,43 +175,54 @@ class MessageMeta(StructMeta):
                     f"{where}: key_field {key_field!r} is not one of its fields: {', '.join(cls.__struct_fields__)}"
                 )
             cls.key_field = key_field
-        if event_name is not None:
-            cls.event_name = options["tag"]
-            mcls._register(cls)
+        if message_name is not None:
+            setattr(cls, family.name_field, options["tag"])
+            _register(cls, family)
         return cls
 
-    @staticmethod
-    def _register(cls: Any) -> None:
-        """Keep the class under its name. Raises RegistrationError when another one can't be told apart from it."""
-        for other in cls.classes.values():
-            if folded(other.event_name) != folded(cls.event_name):
-                continue
-            if (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__):
-                continue  # the same class again, after a reload or as __main__ of a worker
-            raise RegistrationError(
-                f"{cls.__module__}.{cls.__qualname__} ({cls.event_name!r}) and {other.__module__}."
-                f"{other.__qualname__} ({other.event_name!r}) have names that can't be told apart on the wire; "
-                f"rename one of the events"
-            )
-        cls.classes[cls.event_name] = cls
+    @classmethod
+    def _make_base(
+        mcls,
+        name: str,
+        bases: tuple[type, ...],
+        namespace: dict[str, Any],
+        kind: MessageKind | None,
+        options: dict[str, Any],
+    ) -> Any:
+        """The base class of all messages, or of those of one kind."""
+        cls: Any = super().__new__(mcls, name, bases, namespace, **options)
+        if kind is not None:
+            cls.kind = kind
+            cls.classes = kind.classes
+            cls.key_field = None
+            setattr(cls, kind.name_field, "")
+        return cls
 
 
-class _NameOnly(msgspec.Struct):
-    event_name: str | None = None
+def _register(cls: Any, kind: MessageKind) -> None:
+    """Keep the class under its name. Raises RegistrationError when another one can't be told apart from it."""
+    own_name = getattr(cls, kind.name_field)
+    for name, other in kind.classes.items():
+        if folded(name) != folded(own_name):
+            continue
+        if (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__):
+            continue  # the same class again, after a reload or as __main__ of a worker
+        raise RegistrationError(
+            f"{cls.__module__}.{cls.__qualname__} ({own_name!r}) and {other.__module__}.{other.__qualname__} "
+            f"({name!r}) have names that can't be told apart on the wire; rename one of the {kind.noun}s"
+        )
+    kind.classes[own_name] = cls
 
 
-_json_name = msgspec.json.Decoder(_NameOnly).decode
-_msgpack_name = msgspec.msgpack.Decoder(_NameOnly).decode
+@cache  # bounded by the kinds
+def name_decoders(name_field: str) -> tuple[Callable[[Any], str | None], Callable[[Any], str | None]]:
+    """(JSON, MessagePack) functions that give the name in a value, wherever it stands; None: it has none.
 
-
-def json_event_name(data: Any) -> str | None:
-    """The event name in a JSON value, wherever it stands; None: it has none. Raises what msgspec raises."""
-    return _json_name(data).event_name
-
-
-def msgpack_event_name(data: Any) -> str | None:
-    """The event name in a MessagePack value, wherever it stands; None: it has none. Raises what msgspec raises."""
-    return _msgpack_name(data).event_name
+    They raise what msgspec raises.
+    """
+    name_only = msgspec.defstruct("NameOnly", [(name_field, str | None, None)])
+    decode_json, decode_msgpack = msgspec.json.Decoder(name_only).decode, msgspec.msgpack.Decoder(name_only).decode
+    return lambda data: getattr(decode_json(data), name_field), lambda data: getattr(decode_msgpack(data), name_field)
 
 
 def key_of(message: Any) -> bytes | None:

@@ -36,10 +36,9 @@ from keven_core.kafka.errors import (
     UsageError,
     delivery_error,
 )
-from keven_core.kafka.events.event import Event
 from keven_core.kafka.logs import RateLimiter
+from keven_core.kafka.message import Message
 from keven_core.kafka.spill import SpillRecord
-from keven_core.kafka.topics import event_topic
 
 __all__ = ["KafkaBatchLogger", "KafkaLogger"]
 
@@ -107,14 +106,15 @@ class _Logger(NativeLogger):
 
     def _shape(self, cls: type) -> tuple[Any, Any, Any]:
         """How objects of a class become messages: topic or function of it, function for the key, for the value."""
-        if not issubclass(cls, Event):
+        if not issubclass(cls, Message):
             return None, None, None
         codec = self._read_settings().codec
-        own_serialize = cls.serialize is not Event.serialize or not cls.event_name
+        kind, name = cls.kind, getattr(cls, cls.kind.name_field)
+        own_serialize = cls.serialize is not Message.serialize or not name
         return (
-            event_topic(cls.event_name) if cls.event_name else lambda event: event_topic(event.event_name),
+            kind.topic_of(name) if name else lambda message: kind.topic_of(getattr(message, kind.name_field)),
             key_function(cls),
-            (lambda event: event.serialize(codec)) if own_serialize else None,
+            (lambda message: message.serialize(codec)) if own_serialize else None,
         )
 
     def _encode_into(self, data: object, buffer: bytearray) -> bytearray:

@@ -48,8 +48,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from keven_core.kafka.config import Settings
-from keven_core.kafka.envelope import json_event_name, msgpack_event_name, name_of
+from keven_core.kafka.envelope import name_decoders
 from keven_core.kafka.errors import ConfigurationError
+from keven_core.kafka.kinds import EVENTS, KINDS
 from keven_core.kafka.logs import one_line
 from keven_core.kafka.topics import check_topic
 
@@ -164,7 +165,7 @@ class Redrive:
         if not isinstance(self.text, str):
             raise ConfigurationError(f"text={self.text!r:.80} is not allowed: a str, part of the exception's text")
         self._set("origin_topics", frozenset(map(check_topic, self._several("origin_topics", str))))
-        self._set("event_names", frozenset(map(name_of, self._several("event_names", str, Enum))))
+        self._set("event_names", frozenset(map(EVENTS.name_of, self._several("event_names", str, Enum))))
         self._set("exceptions", frozenset(self._several("exceptions", str)))
         keys = self._several("keys", str, bytes)
         self._set("keys", frozenset(key.encode() if isinstance(key, str) else key for key in keys))
@@ -278,11 +279,11 @@ class Letter:
 
     @property
     def event_name(self) -> str | None:
-        """The event, told as consumers tell it: by the value's first field, the header event_name, the whole value.
+        """The event or command, told as consumers do: by the value's first field, the header, the whole value.
 
         So a value that can't be decoded has one too, if it begins with its name.
         """
-        name = _first_field(self.value)
+        name = next(filter(None, (table.name_of(self.value, "") for table in _name_tables())), None)
         if name is None and "event_name" in self._values:
             name = self._values["event_name"].decode("utf-8", "replace")
         return name or _decoded_name(self.value)
@@ -298,15 +299,11 @@ def _decimal(value: bytes | None) -> int | None:
     return int(value) if value and value.isdigit() and len(value) < 10 else None
 
 
-def _first_field(value: bytes | None) -> str | None:
-    return _name_table().name_of(value, "")
-
-
 @cache
-def _name_table() -> DispatchTable:
+def _name_tables() -> list[DispatchTable]:
     from keven_core._native.dispatch import DispatchTable
 
-    return DispatchTable()
+    return [DispatchTable(name_field=kind.name_field) for kind in KINDS]
 
 
 def _decoded_name(value: bytes | None) -> str | None:
@@ -315,8 +312,12 @@ def _decoded_name(value: bytes | None) -> str | None:
     is_json = value[0] < 0x80
     if len(_OPENINGS[is_json].findall(value)) > _MAX_OPENINGS:
         return None
-    with contextlib.suppress(msgspec.MsgspecError, ValueError):
-        return json_event_name(value) if is_json else msgpack_event_name(value)
+    for kind in KINDS:
+        decode_json, decode_msgpack = name_decoders(kind.name_field)
+        with contextlib.suppress(msgspec.MsgspecError, ValueError):
+            name = decode_json(value) if is_json else decode_msgpack(value)
+            if name is not None:
+                return name
     return None
 
 

@@ -12,16 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka._batches import BatchPart, compose_batch, one_of_a_batch
 from keven_core.kafka._calls import Verdict, as_unary, is_async, run_now, run_or_await
-from keven_core.kafka.envelope import json_event_name, msgpack_event_name
+from keven_core.kafka.envelope import name_decoders
 from keven_core.kafka.errors import RegistrationError
-from keven_core.kafka.events.event import Event, decoders_of, generic_decoders
+from keven_core.kafka.kinds import MessageKind
+from keven_core.kafka.message import decoders_of, generic_decoders
 from keven_core.kafka.registry import Handler, HandlerRegistry
-from keven_core.kafka.topics import event_topic, folded
+from keven_core.kafka.topics import folded
 
 if TYPE_CHECKING:
     from keven_core._native.dispatch import DispatchTable, Route
 
-__all__ = ["build_table", "compose", "event_decoders", "handlers_call", "runners_table"]
+__all__ = ["build_table", "call_of", "compose", "handlers_call", "message_decoders", "runners_table"]
 
 Call = Callable[[Any], Any]
 
@@ -103,16 +104,25 @@ class _Composed:
         }
 
 
+def call_of(registry: HandlerRegistry, handler: Handler) -> Call:
+    """What a handler is called by: the bound method of its one instance, or the function that it is."""
+    instance = registry.instance_of(handler)
+    if not handler.is_class:
+        function: Call = instance
+        return function
+    meta = type(handler.target)
+    method: Call = getattr(instance, meta.batch_method if handler.batch_size else meta.handle_method())
+    return method
+
+
 def _composed(registry: HandlerRegistry, handlers: list[Handler], base: Any) -> _Composed:
     """Handlers in one call, with the hooks of `base` and of each handler class, each once."""
     parts: list[BatchPart] = []
     pre: list[Call] = list(base.hooks("_pre_hooks"))
     post: list[Call] = list(base.hooks("_post_hooks"))
     for handler in handlers:
-        call = instance = registry.instance_of(handler)
+        call = call_of(registry, handler)
         if handler.is_class:
-            meta = type(handler.target)
-            call = getattr(instance, meta.batch_method if handler.batch_size else meta.handle_method)
             pre += [hook for hook in handler.target.hooks("_pre_hooks") if hook not in pre]
             post += [hook for hook in handler.target.hooks("_post_hooks") if hook not in post]
         parts.append(BatchPart(handler.qualified_name, call, handler.batch_size > 0))
@@ -127,10 +137,9 @@ def _composed(registry: HandlerRegistry, handlers: list[Handler], base: Any) -> 
     )
 
 
-def handlers_call(
-    registry: HandlerRegistry, base: Any, name: str, *, foreign: bool = False, only: Container[str] | None = None
-) -> Call | None:
-    """The call of an event's or foreign topic's handlers for one event; None: none. `only`: of those so named."""
+def handlers_call(base: Any, name: str, *, foreign: bool = False, only: Container[str] | None = None) -> Call | None:
+    """The call of a name's or foreign topic's handlers for one message; None: none. `only`: of those so named."""
+    registry: HandlerRegistry = base.registry_of()
     handlers = registry.handlers_of(name, foreign=foreign)
     if only is not None:
         handlers = [handler for handler in handlers if handler.qualified_name in only]
@@ -149,25 +158,27 @@ def _tombstone_call(registry: HandlerRegistry, handlers: list[Handler]) -> Call 
     return compose(calls, [], []) if calls else None
 
 
-def event_decoders(name: str, *, bound: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """(JSON, MessagePack) decode functions of an event: of its own class, or generic."""
-    cls = Event.classes.get(name)
+def message_decoders(kind: MessageKind, name: str, *, bound: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """(JSON, MessagePack) decode functions of an event or command: of its own class, or generic."""
+    cls = kind.classes.get(name)
     if cls is not None:
         return decoders_of(cls)
-    return generic_decoders(name if bound else None)
+    return generic_decoders(kind, name if bound else None)
 
 
 def _make_table(
-    routes: list[Route], bound: dict[str, Route], unnamed: Route | None, max_payload_bytes: int
+    kind: MessageKind, routes: list[Route], bound: dict[str, Route], unnamed: Route | None, max_payload_bytes: int
 ) -> DispatchTable:
     from keven_core._native.dispatch import DispatchTable
 
+    name_json, name_msgpack = name_decoders(kind.name_field)
     return DispatchTable(
         routes,
         bound=bound,
         unnamed=unnamed,
-        name_json=json_event_name,
-        name_msgpack=msgpack_event_name,
+        name_field=kind.name_field,
+        name_json=name_json,
+        name_msgpack=name_msgpack,
         max_payload_bytes=max_payload_bytes,
     )
 
@@ -177,34 +188,35 @@ def build_table(
     *,
     names: Iterable[str] | None = None,
     handler: Call | None = None,
-    all_events: bool = False,
+    all_messages: bool = False,
     max_payload_bytes: int = 16 << 20,
 ) -> DispatchTable:
     """The dispatch table of a server.
 
     Arguments:
-        base: the handler base class, EventHandler.
-        names: events to dispatch; None: every event that has a handler, and the foreign topics.
+        base: the handler base class, EventHandler or CommandHandler.
+        names: what to dispatch; None: every name that has a handler, and the foreign topics.
         handler: one callable for all of them; None: the registered handlers.
-        all_events: with `handler`: it also gets events that are not in `names`, as their class or generic.
+        all_messages: with `handler`: it also gets messages that are not in `names`, as their class or generic.
         max_payload_bytes: larger values are dead-lettered.
     """
     from keven_core._native.dispatch import Route
 
-    registry: HandlerRegistry = base.registry_of()
+    kind: MessageKind = base.kind_of()
+    registry = kind.registry
     routes: list[Route] = []
     bound: dict[str, Route] = {}
-    _check_spelling(registry)
-    wanted = registry.names() if names is None else _match_names(registry, names)
-    if all_events and handler is not None:
-        wanted = list(dict.fromkeys([*wanted, *Event.classes]))
+    _check_spelling(kind)
+    wanted = registry.names() if names is None else _match_names(kind, names)
+    if all_messages and handler is not None:
+        wanted = list(dict.fromkeys([*wanted, *kind.classes]))
     for name in wanted:
         handlers = registry.handlers_of(name)
         if handler is None and not handlers:
             continue
         composed = _composed(registry, handlers, base) if handler is None else _Composed(handler)
         tombstone = _tombstone_call(registry, handlers) if handler is None else None
-        decode_json, decode_msgpack = event_decoders(name, bound=False)
+        decode_json, decode_msgpack = message_decoders(kind, name, bound=False)
         shared: dict[str, Any] = {
             "on_tombstone": tombstone,
             "tombstone_is_async": tombstone is not None and is_async(tombstone),
@@ -212,36 +224,36 @@ def build_table(
         }
         call = composed.call
         routes.append(Route(name, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared))
-        decode_json, decode_msgpack = event_decoders(name, bound=True)
-        bound[event_topic(name)] = Route(name, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared)
+        decode_json, decode_msgpack = message_decoders(kind, name, bound=True)
+        bound[kind.topic_of(name)] = Route(name, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared)
     if names is None and handler is None:
         for topic in registry.foreign_topics():
             bound[topic] = _foreign_route(registry, base, topic)
     unnamed = None
-    if all_events and handler is not None:
-        decode_json, decode_msgpack = generic_decoders()
+    if all_messages and handler is not None:
+        decode_json, decode_msgpack = generic_decoders(kind)
         unnamed = Route(
             "*", handler, decode_json=decode_json, decode_msgpack=decode_msgpack, is_async=is_async(handler)
         )
-    return _make_table(routes, bound, unnamed, max_payload_bytes)
+    return _make_table(kind, routes, bound, unnamed, max_payload_bytes)
 
 
-def _check_spelling(registry: HandlerRegistry) -> None:
+def _check_spelling(kind: MessageKind) -> None:
     """Refuse handlers whose event has a class under another spelling: they would get generic events instead of it."""
-    spelled = {folded(name): cls for name, cls in Event.classes.items()}
-    for name in registry.names():
-        cls = spelled.get(folded(name))
-        if cls is not None and name not in Event.classes:
+    spelled = {folded(name): (name, cls) for name, cls in kind.classes.items()}
+    for name in kind.registry.names():
+        class_name, cls = spelled.get(folded(name), (name, None))
+        if class_name != name:
             raise RegistrationError(
-                f"{registry.handlers_of(name)[0].qualified_name} is for {name!r} and the event class "
-                f"{cls.__module__}.{cls.__qualname__} is {cls.event_name!r}: names that differ only in case, dots and "
+                f"{kind.registry.handlers_of(name)[0].qualified_name} is for {name!r} and the {kind.noun} class "
+                f"{cls.__module__}.{cls.__qualname__} is {class_name!r}: names that differ only in case, dots and "
                 f"underscores collide"
             )
 
 
-def _match_names(registry: HandlerRegistry, names: Iterable[str]) -> list[str]:
+def _match_names(kind: MessageKind, names: Iterable[str]) -> list[str]:
     # events_with_handlers() gives lower-case names, so those find the event that was registered in its own case.
-    known = {name.lower(): name for name in (*Event.classes, *registry.names())}
+    known = {name.lower(): name for name in (*kind.classes, *kind.registry.names())}
     return [known.get(name.lower(), name) for name in names]
 
 

@@ -3,6 +3,7 @@
 keven_events                     every event that has no topic of its own
 keven_events_<event name lower>  one event
 keven_events.audit               audit events
+keven_commands, keven_commands_<command name lower>
 kafka_server.<client id>.retry   records that wait for another attempt
 kafka_server.<client id>.dead    records that could not be handled
 """
@@ -11,11 +12,11 @@ from __future__ import annotations
 
 import re
 
-from keven_core.kafka.errors import ConfigurationError, RegistrationError
+from keven_core.kafka.errors import ConfigurationError
 
 EVENTS_TOPIC = "keven_events"
 AUDIT_TOPIC = "keven_events.audit"
-ALL_EVENTS_PATTERN = "^keven_events_.*"
+COMMANDS_TOPIC = "keven_commands"
 
 _ALLOWED = re.compile(r"[A-Za-z0-9._-]{1,249}\Z")
 
@@ -33,7 +34,7 @@ def check_topic(name: object, *, pattern_allowed: bool = False) -> str:
         except re.error as error:
             raise ConfigurationError(f"topic pattern {name!r} is not a regular expression: {error}") from None
         return name
-    if name in (".", "..") or not _ALLOWED.match(name):
+    if not is_topic_name(name):
         raise ConfigurationError(
             f"{name[:260]!r} is not a topic name: 1 to 249 letters, digits, dots, underscores and hyphens are allowed"
         )
@@ -41,28 +42,14 @@ def check_topic(name: object, *, pattern_allowed: bool = False) -> str:
     return name if type(name) is str else str.__str__(name)
 
 
+def is_topic_name(name: str) -> bool:
+    """Whether Kafka accepts it as the name of a topic."""
+    return name not in (".", "..") and _ALLOWED.match(name) is not None
+
+
 def folded(name: str) -> str:
     """The form in which names collide: brokers refuse topics that differ only in dots and underscores."""
     return name.lower().replace(".", "_")
-
-
-def event_topic(event_name: str) -> str:
-    """The topic that carries one event."""
-    return f"{EVENTS_TOPIC}_{event_name.lower()}"
-
-
-def check_event_name(name: str) -> str:
-    """Return `name` if it can be part of a topic; raise RegistrationError otherwise."""
-    if not _ALLOWED.match(name) or len(event_topic(name)) > 249:
-        raise RegistrationError(
-            f"{name[:260]!r} can't be an event name, since it becomes part of a topic: letters, digits, dots, "
-            f"underscores and hyphens are allowed, at most {249 - len(EVENTS_TOPIC) - 1}"
-        )
-    if folded(name) == "audit":
-        raise RegistrationError(
-            f"{name!r} can't be an event name: its topic would collide with {AUDIT_TOPIC} on the broker"
-        )
-    return name
 
 
 def retry_topic(client_id: str) -> str:

@@ -15,7 +15,6 @@ from keven_core.kafka.errors import UndecodableError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.outcomes import Retry, Skip
 from keven_core.kafka.routing import build_table
-from keven_core.kafka.topics import event_topic
 
 __all__ = ["DispatchResult", "PublishedMessage", "dispatch"]
 
@@ -79,7 +78,7 @@ def dispatch(
     if isinstance(event, Event):
         value = event.serialize(codec)
         key = key if key is not None else key_of(event)
-        topic = topic or event_topic(event.event_name)
+        topic = topic or event.kind.topic_of(event.event_name)
     else:
         value, topic = event, topic or "keven_events"
     record = Record(topic, 0, 0, value=value, key=key, headers=headers)

@@ -61,15 +61,8 @@ def kafka() -> Iterator[Any]:
 
 @pytest.fixture
 def handler_registry() -> Iterator[Any]:
-    """An empty registry of event handlers and event classes for this test; both are as before afterwards."""
-    from keven_core.kafka.abstracts.metaclass.base_handler_meta import EVENT_REGISTRY
-    from keven_core.kafka.events.event import Event
+    """Empty registries of handlers and message classes for this test, as before afterwards; gives that of events."""
+    from keven_core.kafka.kinds import COMMANDS, EVENTS
 
-    classes = dict(Event.classes)
-    Event.classes.clear()
-    try:
-        with EVENT_REGISTRY.isolated():
-            yield EVENT_REGISTRY
-    finally:
-        Event.classes.clear()
-        Event.classes.update(classes)
+    with EVENTS.isolated(), COMMANDS.isolated():
+        yield EVENTS.registry

@@ -19,11 +19,11 @@ import uvloop
 
 from keven_core._native.producer import DeliveryAccount, Producer
 from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer
-from keven_core.kafka.abstracts.metaclass.base_handler_meta import EVENT_REGISTRY
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import ClosedError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.events.runner import EventRunner
+from keven_core.kafka.kinds import EVENTS
 from keven_core.testing import EmbeddedKafka
 
 DEADLINE_S = 30.0
@@ -338,7 +338,7 @@ def isolated_handlers() -> Iterator[None]:
     classes = dict(Event.classes)
     Event.classes.clear()
     try:
-        with EVENT_REGISTRY.isolated():
+        with EVENTS.registry.isolated():
             yield
     finally:
         Event.classes.clear()

@@ -16,7 +16,9 @@ from typing import Any
 
 import msgspec
 
-from keven_core.kafka.events.event import Event, GenericEvent, generic_decoders
+from keven_core.kafka.events.event import Event, GenericEvent
+from keven_core.kafka.kinds import EVENTS
+from keven_core.kafka.message import generic_decoders
 
 GOLDEN = Path(__file__).parent / "golden"
 CODECS = ("json", "msgpack")
@@ -65,7 +67,7 @@ ENVELOPE: dict[str, Any] = {
 def generic() -> GenericEvent:
     """A generic event, as it comes from the wire."""
     fields = {**ENVELOPE, "event_name": "SCHEMA_UNKNOWN", "number": -5, "nested": {"list": [1, None, "ä"]}}
-    event = generic_decoders()[0](msgspec.json.encode(fields))
+    event = generic_decoders(EVENTS)[0](msgspec.json.encode(fields))
     assert isinstance(event, GenericEvent)
     return event
 

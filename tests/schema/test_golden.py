@@ -15,7 +15,8 @@ from shapes import CODECS, ENVELOPE, GOLDEN, EnvelopeOnly, Line, OrderPlaced, en
 
 import keven_core
 from keven_core.kafka.abstracts.event_handler import EventHandler, event_handler
-from keven_core.kafka.events.event import Event, GenericEvent, decoders_of
+from keven_core.kafka.events.event import Event, GenericEvent
+from keven_core.kafka.message import decoders_of
 from keven_core.testing import dispatch
 
 RELEASES = sorted(folder.name for folder in GOLDEN.iterdir())

@@ -731,7 +731,7 @@ class TestBuildTable:
             order_id: int
 
         got: list[Any] = []
-        table = build_table(EventHandler, handler=got.append, all_events=True)
+        table = build_table(EventHandler, handler=got.append, all_messages=True)
         for value in (b'{"event_name":"ORDER_PLACED","order_id":5}', b'{"event_name":"OTHER","x":1}'):
             route, decoded = table.resolve(value)
             route.call(decoded)

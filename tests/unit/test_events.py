@@ -16,9 +16,11 @@ import msgspec
 import pytest
 from builds import run_python
 
-from keven_core.kafka.envelope import key_of, name_of
+from keven_core.kafka.envelope import key_of
 from keven_core.kafka.errors import RegistrationError, UndecodableError, UsageError
-from keven_core.kafka.events.event import Event, EventNames, GenericEvent, decoders_of, generic_decoders
+from keven_core.kafka.events.event import Event, EventNames, GenericEvent
+from keven_core.kafka.kinds import EVENTS
+from keven_core.kafka.message import decoders_of, generic_decoders
 
 ENVELOPE = ("uuid", "originator", "created", "source_command_uuid", "namespace", "is_audit_event")
 FIXED = {
@@ -360,7 +362,7 @@ def test_names_are_strings_or_members_of_str_enums(given: Any, expected: str) ->
     cls = type(Event)("Made", (Event,), {"__module__": __name__, "__qualname__": "Made", "event_name": given})
     assert cls.event_name == expected
     assert type(cls.event_name) is str
-    assert name_of(given) == expected
+    assert EVENTS.name_of(given) == expected
     assert cls().serialize().startswith(b'{"event_name":"' + expected.encode() + b'"')
     assert Event.classes == {expected: cls}
 
@@ -368,7 +370,7 @@ def test_names_are_strings_or_members_of_str_enums(given: Any, expected: str) ->
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="StrEnum came with Python 3.11")
 def test_str_enum_of_the_standard_library() -> None:
     names = enum.StrEnum("Names", {"PAID": "ORDER_PAID"})
-    assert name_of(names.PAID) == "ORDER_PAID"
+    assert EVENTS.name_of(names.PAID) == "ORDER_PAID"
 
 
 @pytest.mark.parametrize("given", ["", 5, b"NAME", Numbers.ONE, ["a"], object()], ids=repr)
@@ -545,7 +547,7 @@ WIRE = {
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_a_generic_event_has_envelope_and_remaining_fields(codec: str) -> None:
     encode = msgspec.msgpack.encode if codec == "msgpack" else msgspec.json.encode
-    event = generic_decoders()[codec == "msgpack"](encode(WIRE))
+    event = generic_decoders(EVENTS)[codec == "msgpack"](encode(WIRE))
     assert isinstance(event, GenericEvent)
     assert isinstance(event, Event)
     assert event.event_name == "UNKNOWN"
@@ -559,26 +561,26 @@ def test_a_generic_event_has_envelope_and_remaining_fields(codec: str) -> None:
 
 @pytest.mark.parametrize("codec", ["json", "msgpack"])
 def test_a_generic_event_goes_out_again_with_every_field_and_its_name_first(codec: str) -> None:
-    event = generic_decoders()[0](msgspec.json.encode(WIRE))
+    event = generic_decoders(EVENTS)[0](msgspec.json.encode(WIRE))
     packed = event.serialize(codec)
     decoded = (msgspec.msgpack if codec == "msgpack" else msgspec.json).decode(packed)
     assert next(iter(decoded)) == "event_name"
     assert {name: decoded[name] for name in WIRE if name != "created"} == {
         k: v for k, v in WIRE.items() if k != "created"
     }
-    again = generic_decoders()[codec == "msgpack"](packed)
+    again = generic_decoders(EVENTS)[codec == "msgpack"](packed)
     assert (again.event_name, again.created, again.fields) == (event.event_name, event.created, event.fields)
 
 
 def test_two_generic_events_keep_their_own_names() -> None:
-    decode = generic_decoders()[0]
+    decode = generic_decoders(EVENTS)[0]
     first, second = decode(b'{"event_name":"A"}'), decode(b'{"event_name":"B"}')
     assert (first.event_name, second.event_name) == ("A", "B")
     assert GenericEvent.event_name == ""
 
 
 def test_fields_that_collide_with_attributes_are_in_fields_only() -> None:
-    event = generic_decoders()[0](b'{"event_name":"A","fields":1,"serialize":2,"classes":3,"__class__":4,"ok":5}')
+    event = generic_decoders(EVENTS)[0](b'{"event_name":"A","fields":1,"serialize":2,"classes":3,"__class__":4,"ok":5}')
     assert event.fields == {"fields": 1, "serialize": 2, "classes": 3, "__class__": 4, "ok": 5}
     assert callable(event.serialize)
     assert type(event) is GenericEvent
@@ -587,17 +589,17 @@ def test_fields_that_collide_with_attributes_are_in_fields_only() -> None:
 
 def test_a_generic_event_needs_a_name_unless_its_topic_is_bound() -> None:
     with pytest.raises(UndecodableError, match=r"no event_name"):
-        generic_decoders()[0](b'{"order_id":5}')
-    assert generic_decoders("BOUND")[0](b'{"order_id":5}').event_name == "BOUND"
-    assert generic_decoders("BOUND")[0](b'{"event_name":"BOUND"}').event_name == "BOUND"
+        generic_decoders(EVENTS)[0](b'{"order_id":5}')
+    assert generic_decoders(EVENTS, "BOUND")[0](b'{"order_id":5}').event_name == "BOUND"
+    assert generic_decoders(EVENTS, "BOUND")[0](b'{"event_name":"BOUND"}').event_name == "BOUND"
     with pytest.raises(UndecodableError, match=r"the value is a 'TAG', its topic is bound to 'BOUND'"):
-        generic_decoders("BOUND")[0](b'{"event_name":"TAG"}')
+        generic_decoders(EVENTS, "BOUND")[0](b'{"event_name":"TAG"}')
 
 
 @pytest.mark.parametrize("value", [b"[1]", b'"text"', b"null", b'{"event_name":5}', b'{"event_name":"A","uuid":5}'])
 def test_a_value_that_is_no_envelope_is_not_a_generic_event(value: bytes) -> None:
     with pytest.raises(msgspec.ValidationError):
-        generic_decoders()[0](value)
+        generic_decoders(EVENTS)[0](value)
 
 
 def test_decoders_are_made_once_per_type() -> None:

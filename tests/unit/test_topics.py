@@ -9,14 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keven_core.kafka.errors import ConfigurationError, RegistrationError
+from keven_core.kafka.kinds import EVENTS
 from keven_core.kafka.topics import (
-    ALL_EVENTS_PATTERN,
     AUDIT_TOPIC,
     EVENTS_TOPIC,
-    check_event_name,
     check_topic,
     dead_letter_topic,
-    event_topic,
     folded,
     retry_topic,
 )
@@ -25,12 +23,12 @@ ALPHABET = "abcXYZ019._-"
 
 
 def test_the_names_of_the_reference() -> None:
-    assert (EVENTS_TOPIC, AUDIT_TOPIC, ALL_EVENTS_PATTERN) == (
+    assert (EVENTS_TOPIC, AUDIT_TOPIC, EVENTS.all_topics_pattern) == (
         "keven_events",
         "keven_events.audit",
         "^keven_events_.*",
     )
-    assert event_topic("ORDER_PLACED") == "keven_events_order_placed"
+    assert EVENTS.topic_of("ORDER_PLACED") == "keven_events_order_placed"
     assert retry_topic("shop") == "kafka_server.shop.retry"
     assert dead_letter_topic("shop") == "kafka_server.shop.dead"
 
@@ -102,32 +100,32 @@ def test_what_is_accepted_is_what_kafka_accepts(name: str) -> None:
 @given(st.text(ALPHABET, min_size=1, max_size=60))
 def test_every_event_name_that_is_accepted_makes_a_topic(name: str) -> None:
     try:
-        check_event_name(name)
+        EVENTS.check_name(name)
     except RegistrationError:
         assert folded(name) == "audit"
     else:
-        assert check_topic(event_topic(name)) == event_topic(name)
-        assert re.match(ALL_EVENTS_PATTERN, event_topic(name))
+        assert check_topic(EVENTS.topic_of(name)) == EVENTS.topic_of(name)
+        assert re.match(EVENTS.all_topics_pattern, EVENTS.topic_of(name))
 
 
 @given(st.text(ALPHABET, min_size=1, max_size=20), st.text(ALPHABET, min_size=1, max_size=20))
 def test_names_fold_together_exactly_when_the_broker_would_refuse_their_topics(one: str, two: str) -> None:
     # Kafka: Topic.hasCollision, on topics whose names differ only in "." and "_"
-    collide = event_topic(one).replace(".", "_") == event_topic(two).replace(".", "_")
+    collide = EVENTS.topic_of(one).replace(".", "_") == EVENTS.topic_of(two).replace(".", "_")
     assert (folded(one) == folded(two)) == collide
 
 
 def test_the_longest_event_name_makes_the_longest_topic() -> None:
-    assert len(event_topic(check_event_name("x" * 236))) == 249
+    assert len(EVENTS.topic_of(EVENTS.check_name("x" * 236))) == 249
     with pytest.raises(RegistrationError, match=r"at most 236"):
-        check_event_name("x" * 237)
+        EVENTS.check_name("x" * 237)
 
 
 @pytest.mark.parametrize("name", ["audit", "AUDIT", "Audit"])
 def test_audit_collides_with_the_audit_topic(name: str) -> None:
-    assert event_topic(name).replace("_", ".") == AUDIT_TOPIC.replace("_", ".")
+    assert EVENTS.topic_of(name).replace("_", ".") == AUDIT_TOPIC.replace("_", ".")
     with pytest.raises(RegistrationError, match=r"would collide with keven_events\.audit"):
-        check_event_name(name)
+        EVENTS.check_name(name)
 
 
 @pytest.mark.parametrize("client", ["a b", "", "x" * 240, "^a"])

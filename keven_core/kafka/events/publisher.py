@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from keven_core.kafka.events.event import Event
-from keven_core.kafka.topics import AUDIT_TOPIC, event_topic
+from keven_core.kafka.kinds import EVENTS
+from keven_core.kafka.topics import AUDIT_TOPIC
 
 __all__ = ["EventPublisher"]
 
@@ -21,5 +22,5 @@ class EventPublisher:
 
         Blocks and raises as the logger's log(). Its key is the event's, so events of one key stay in order.
         """
-        target = topic or (AUDIT_TOPIC if event.is_audit_event else event_topic(event.event_name))
+        target = topic or (AUDIT_TOPIC if event.is_audit_event else EVENTS.topic_of(event.event_name))
         self.logger.log(event, topic=target)

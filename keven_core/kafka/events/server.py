@@ -19,7 +19,8 @@ from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import ConfigurationError
-from keven_core.kafka.topics import ALL_EVENTS_PATTERN, AUDIT_TOPIC, EVENTS_TOPIC, event_topic
+from keven_core.kafka.kinds import EVENTS
+from keven_core.kafka.topics import AUDIT_TOPIC, EVENTS_TOPIC
 
 __all__ = [
     "setup_event_listener",
@@ -33,7 +34,7 @@ __all__ = [
 
 def _default_topics() -> list[str]:
     registry = EventHandler.registry_of()
-    return [EVENTS_TOPIC, *(event_topic(name) for name in registry.names())]
+    return [EVENTS_TOPIC, *(EVENTS.topic_of(name) for name in registry.names())]
 
 
 def _consumer(server_name: str, topics: Iterable[str] | None, defaults: list[str], options: dict[str, Any]) -> Any:
@@ -188,7 +189,7 @@ def _all_events_server(
     options: dict[str, Any],
 ) -> Any:
     if io_server is None:
-        topics = [EVENTS_TOPIC, ALL_EVENTS_PATTERN] + ([AUDIT_TOPIC] if include_audit else [])
+        topics = [EVENTS_TOPIC, EVENTS.all_topics_pattern] + ([AUDIT_TOPIC] if include_audit else [])
         io_server = _consumer(server_name, None, topics, options)
     return AllEventsReceiverServer(io_server, event_handler)
 

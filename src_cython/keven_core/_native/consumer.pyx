@@ -691,7 +691,7 @@ cdef class Consumer(Membership):
         cdef size_t size = 0
         cdef void *found = account.bound
         if (found == NULL and api.message_headers(message, &headers) == 0
-                and api.header_get_last(headers, b"event_name", &name, &size) == 0 and name != NULL):
+                and api.header_get_last(headers, self.table.tag_name(), &name, &size) == 0 and name != NULL):
             found = self.table.find(<const char *>name, size)
         return found if found != NULL and (<Route>found).on_tombstone is not None else NULL
 

@@ -30,12 +30,20 @@ cdef struct Slot:
     void *route  # borrowed: DispatchTable.routes keeps it
 
 
+cdef struct Tag:
+    # The first field's name as it stands in a value; zero bytes come behind it.
+    size_t size
+    char json[34]
+    char msgpack[34]
+
+
 cdef class DispatchTable:
     cdef readonly dict routes
     cdef readonly dict bound
     cdef readonly Route everything
     cdef readonly Route unnamed
     cdef readonly size_t max_payload_bytes
+    cdef readonly str name_field
     cdef object name_json
     cdef object name_msgpack
     cdef Slot *slots
@@ -43,7 +51,10 @@ cdef class DispatchTable:
     cdef void *last           # the Route that matched last, borrowed
     cdef char prefix[320]     # how the value that matched last began, up to the end of its name
     cdef size_t prefix_size
+    cdef Tag tag
 
+    cdef int _set_tag(self, str name_field) except -1
+    cdef const char *tag_name(self) noexcept
     cdef void *find(self, const char *name, size_t size) noexcept
     cdef void *peek(self, const char *data, size_t size, bint *named) noexcept
     cdef Route identify(self, const char *data, size_t size, rd_kafka_message_t *message, object headers)

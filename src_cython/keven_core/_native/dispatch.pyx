@@ -5,6 +5,8 @@ What is read here, before msgspec sees anything (the envelope is one flat object
     JSON        ws* "{" ws* '"event_name"' ws* ":" ws* '"' name '"' ...
     MessagePack map-header fixstr(10)"event_name" str name ...
 
+and the same with "command_name".
+
 The first byte tells the two apart: MessagePack maps start at 0x80 and above, JSON below. A name with an escape, or an
 envelope whose tag does not come first, takes the slow way: header, then a name-only msgspec decode.
 
@@ -85,14 +87,14 @@ cdef inline bint is_plain(const char *name, size_t size) noexcept nogil:
     return size > 0
 
 
-cdef bint find_name(const char *data, size_t size, const char **name, size_t *name_size) noexcept nogil:
+cdef bint find_name(const Tag *tag, const char *data, size_t size, const char **name, size_t *name_size) noexcept nogil:
     """Find the event name when it is the first field; false means: not there, or not plain enough to be sure."""
     cdef const char *p = data
     cdef const char *end = data + size
     cdef const char *quote
     cdef uint8_t first
     cdef size_t limit
-    if size < 14:
+    if size < tag.size + 4:
         return False
     first = <uint8_t>data[0]
     if first < 0x80:
@@ -100,9 +102,9 @@ cdef bint find_name(const char *data, size_t size, const char **name, size_t *na
         if p == end or p[0] != c'{':
             return False
         p = skip_space(p + 1, end)
-        if end - p < 12 or memcmp(p, b'"event_name"', 12) != 0:
+        if <size_t>(end - p) < tag.size + 2 or memcmp(p, tag.json, tag.size + 2) != 0:
             return False
-        p = skip_space(p + 12, end)
+        p = skip_space(p + tag.size + 2, end)
         if p == end or p[0] != c':':
             return False
         p = skip_space(p + 1, end)
@@ -126,9 +128,9 @@ cdef bint find_name(const char *data, size_t size, const char **name, size_t *na
         p += 5
     else:
         return False
-    if end - p < 12 or memcmp(p, b"\xaaevent_name", 11) != 0:
+    if end - p < <Py_ssize_t>tag.size + 2 or memcmp(p, tag.msgpack, tag.size + 1) != 0:
         return False
-    p += 11
+    p += tag.size + 1
     first = <uint8_t>p[0]
     p += 1
     if first >= 0xa0 and first <= 0xbf:
@@ -302,6 +304,7 @@ cdef class DispatchTable:
         bound: Routes by topic, for topics that carry one event (`keven_events_<name>`) or a foreign type.
         everything: the Route of every message, without identification (a user's own runner).
         unnamed: the Route of events that have no Route of their own; None: they are skipped.
+        name_field: the first field of the values, which names them: "event_name" or "command_name".
         name_json, name_msgpack: decoders that return the event name of a value or None, for the slow way.
         max_payload_bytes: larger values are refused before they are decoded.
     """
@@ -314,12 +317,14 @@ cdef class DispatchTable:
             raise MemoryError()
         self.routes = {}
         self.bound = {}
+        self._set_tag("event_name")
 
-    def __init__(self, routes=(), *, bound=None, Route everything=None, Route unnamed=None, name_json=None,
-                 name_msgpack=None, size_t max_payload_bytes=16 << 20):
+    def __init__(self, routes=(), *, bound=None, Route everything=None, Route unnamed=None,
+                 str name_field="event_name", name_json=None, name_msgpack=None, size_t max_payload_bytes=16 << 20):
         cdef Route route
         cdef uint64_t capacity = 8
         cdef uint64_t h, i
+        self._set_tag(name_field)
         self.routes = {}
         for entry in routes:
             if not isinstance(entry, Route):
@@ -350,6 +355,22 @@ cdef class DispatchTable:
     def __dealloc__(self):
         PyMem_Free(self.slots)
 
+    cdef int _set_tag(self, str name_field) except -1:
+        cdef bytes name = name_field.encode()
+        cdef bytes quoted = b'"' + name + b'"'
+        cdef bytes packed = bytes([0xa0 | len(name)]) + name
+        if len(name) > 31:
+            raise errors.InternalError(f"the field {name!r} is longer than 31 bytes")
+        self.name_field = name_field
+        self.tag.size = len(name)
+        memcpy(self.tag.json, PyBytes_AS_STRING(quoted), len(quoted))
+        memcpy(self.tag.msgpack, PyBytes_AS_STRING(packed), len(packed))
+        return 0
+
+    cdef const char *tag_name(self) noexcept:
+        """The name of the header that names a value, as of the field."""
+        return self.tag.msgpack + 1
+
     cdef void *find(self, const char *name, size_t size) noexcept:
         """The Route of a name, or NULL; borrowed."""
         cdef uint64_t h = hash_name(name, size)
@@ -374,7 +395,7 @@ cdef class DispatchTable:
         if self.last != NULL and size > self.prefix_size and memcmp(data, self.prefix, self.prefix_size) == 0:
             named[0] = True
             return self.last
-        if not find_name(data, size, &name, &name_size):
+        if not find_name(&self.tag, data, size, &name, &name_size):
             named[0] = False
             return NULL
         named[0] = True
@@ -399,11 +420,11 @@ cdef class DispatchTable:
         name = None
         if message != NULL:
             if api.message_headers(message, &native) == 0 and api.header_get_last(
-                    native, b"event_name", &value, &value_size) == 0 and value != NULL and value_size <= MAX_NAME:
+                    native, self.tag_name(), &value, &value_size) == 0 and value != NULL and value_size <= MAX_NAME:
                 name = (<const char *>value)[:value_size].decode("utf-8", "replace")
         elif headers:
             for key, text in headers:
-                if key == "event_name" and text is not None and len(text) <= MAX_NAME:
+                if key == self.name_field and text is not None and len(text) <= MAX_NAME:
                     name = text.decode("utf-8", "replace")
         if name is not None:
             check_name(name)
@@ -418,7 +439,9 @@ cdef class DispatchTable:
         except Exception as error:
             raise errors.UndecodableError(f"the value can't be decoded: {error}") from error
         if tag is None:
-            raise errors.UndecodableError("the value has no event_name, and its topic is not bound to one event")
+            raise errors.UndecodableError(
+                f"the value has no {self.name_field}, and its topic is not bound to one"
+            )
         check_name(tag)
         return self.routes.get(tag, self.unnamed)
 
@@ -464,7 +487,7 @@ cdef class DispatchTable:
         """The event name of a value as far as it can be told without decoding it, for log lines; None if it can't."""
         cdef const char *name
         cdef size_t size
-        if isinstance(value, bytes) and find_name(PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), &name, &size):
+        if isinstance(value, bytes) and find_name(&self.tag, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), &name, &size):
             return name[:size].decode("utf-8", "replace")
         route = self.bound.get(topic)
         return route.name if route is not None else None

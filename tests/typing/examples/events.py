@@ -4,7 +4,7 @@ from enum import Enum
 
 from keven_core.kafka import Event, EventNames, GenericEvent
 from keven_core.kafka.envelope import key_of
-from keven_core.kafka.events.event import decoders_of
+from keven_core.kafka.message import decoders_of
 
 
 class OrderPlaced(Event):

@@ -5,65 +5,63 @@ from __future__ import annotations
 from abc import ABCMeta
 from typing import Any, ClassVar
 
-from keven_core.kafka.envelope import name_of
 from keven_core.kafka.errors import RegistrationError
-from keven_core.kafka.registry import Handler, HandlerRegistry
+from keven_core.kafka.kinds import COMMANDS, EVENTS, MessageKind
+from keven_core.kafka.registry import Handler
 from keven_core.kafka.retry import policy_of
-from keven_core.kafka.topics import check_event_name, check_topic
+from keven_core.kafka.topics import check_topic
 
-__all__ = ["EVENT_REGISTRY", "BaseHandlerMeta", "register_handler"]
+__all__ = ["BaseHandlerMeta", "register_handler"]
 
 _LARGEST_BATCH = 100_000
 _LONGEST_WAIT_MS = 3_600_000
-
-EVENT_REGISTRY = HandlerRegistry("event")
 
 
 class BaseHandlerMeta(ABCMeta):
     """Registers each class that names what it handles, unless its body says `auto_register = False`.
 
-    A subclass says with `name_attribute` and `handle_method` which attribute names the event and which method handles
-    it, and with `registry` where its classes go. A class with `handle_batch` takes lists.
+    A subclass says by its `kind` what that is: for EVENTS the attribute is `event_name`, the method `handle_event`. A
+    class with `handle_batch` takes lists.
     """
 
-    name_attribute: ClassVar[str]
-    handle_method: ClassVar[str]
+    kind: ClassVar[MessageKind]
     batch_method: ClassVar[str] = "handle_batch"
-    registry: ClassVar[HandlerRegistry]
 
     def __init__(cls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], **options: Any) -> None:
         """Register the class; raises RegistrationError."""
         super().__init__(name, bases, namespace, **options)
         meta = type(cls)
+        handle_method = meta.handle_method()
         takes_lists = hasattr(cls, meta.batch_method)
         if takes_lists:
-            cls.__abstractmethods__ = cls.__abstractmethods__ - {meta.handle_method}
+            cls.__abstractmethods__ = cls.__abstractmethods__ - {handle_method}
         if not any(isinstance(base, BaseHandlerMeta) for base in bases) or not namespace.get("auto_register", True):
             return
-        event_name = getattr(cls, meta.name_attribute, None)
+        message_name = getattr(cls, meta.kind.name_field, None)
         topic = getattr(cls, "topic", None)
-        if event_name is None and topic is None:
+        if message_name is None and topic is None:
             return
         where = f"{cls.__module__}.{cls.__qualname__}"
-        if event_name is not None and topic is not None:
+        if message_name is not None and topic is not None:
             raise RegistrationError(
-                f"{where} has both {meta.name_attribute} and topic: a handler is for an event or for a foreign topic"
+                f"{where} has both {meta.kind.name_field} and topic: a handler is for {meta.kind.a_noun} or for a "
+                f"foreign topic"
             )
-        if takes_lists and not getattr(getattr(cls, meta.handle_method), "__isabstractmethod__", False):
+        if takes_lists and not getattr(getattr(cls, handle_method), "__isabstractmethod__", False):
             raise RegistrationError(
-                f"{where} defines both {meta.handle_method} and {meta.batch_method}: a handler takes single events, "
-                f"or in lists"
+                f"{where} defines both {handle_method} and {meta.batch_method}: a handler takes single "
+                f"{meta.kind.noun}s, or in lists"
             )
         if getattr(cls, "__abstractmethods__", None):
             missing = ", ".join(sorted(cls.__abstractmethods__))
             raise RegistrationError(
-                f"{where} is for {event_name or topic!r} but does not define {missing}; a base class that must not be "
-                f"registered says `auto_register = False`"
+                f"{where} is for {message_name or topic!r} but does not define {missing}; a base class that must not "
+                f"be registered says `auto_register = False`"
             )
         register_handler(
-            meta.registry,
+            meta.kind,
             cls,
-            event_name,
+            message_name,
             topic=topic,
             value_type=getattr(cls, "value_type", None),
             codec=getattr(cls, "codec", None),
@@ -73,18 +71,31 @@ class BaseHandlerMeta(ABCMeta):
             long_running=getattr(cls, "long_running", False),
         )
 
+    @classmethod
+    def handle_method(mcls) -> str:
+        """The method that handles one event or command."""
+        return f"handle_{mcls.kind.noun}"
+
     @staticmethod
     def get_event_registry() -> dict[str, list[Any]]:
         """Event name to its handler classes and functions, in registration order."""
-        return {
-            name: [handler.target for handler in EVENT_REGISTRY.handlers_of(name)] for name in EVENT_REGISTRY.names()
-        }
+        return _targets(EVENTS)
+
+    @staticmethod
+    def get_command_registry() -> dict[str, list[Any]]:
+        """Command name to its handler classes and functions, in registration order."""
+        return _targets(COMMANDS)
+
+
+def _targets(kind: MessageKind) -> dict[str, list[Any]]:
+    registry = kind.registry
+    return {name: [handler.target for handler in registry.handlers_of(name)] for name in registry.names()}
 
 
 def register_handler(
-    registry: HandlerRegistry,
+    kind: MessageKind,
     target: Any,
-    event_name: object = None,
+    message_name: object = None,
     *,
     topic: str | None = None,
     value_type: Any = None,
@@ -94,30 +105,30 @@ def register_handler(
     batch_wait_ms: int = 0,
     long_running: bool = False,
 ) -> None:
-    """Register a handler class or function for an event name, or for a foreign topic.
+    """Register a handler class or function for the name of an event or command, or for a foreign topic.
 
     Raises RegistrationError, and ConfigurationError for a topic name that Kafka does not accept.
     """
     where = f"{target.__module__}.{target.__qualname__}"
-    kind: dict[str, Any] = {
+    options: dict[str, Any] = {
         "retry_policy": policy_of(retry_policy, where),
         "batch_size": 0 if batch_size is None else _within("batch_size", batch_size, 1, _LARGEST_BATCH, where),
         "batch_wait_ms": _within("batch_wait_ms", batch_wait_ms, 0, _LONGEST_WAIT_MS, where),
         "long_running": long_running,
     }
     if topic is None:
-        registry.register(Handler(check_event_name(name_of(event_name)), target, **kind))
+        kind.registry.register(Handler(kind.check_name(kind.name_of(message_name)), target, **options))
         return
     if codec not in (None, "json", "msgpack"):
         raise RegistrationError(f"codec {codec!r} of the handler for {topic!r}: 'json', 'msgpack' or None are allowed")
-    registry.register(
+    kind.registry.register(
         Handler(
             check_topic(topic),
             target,
             foreign=True,
             value_type=bytes if value_type is None else value_type,
             codec=codec,
-            **kind,
+            **options,
         )
     )
 
