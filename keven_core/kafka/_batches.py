@@ -13,7 +13,7 @@ from keven_core.kafka.outcomes import BatchError, wrong_outcomes
 if TYPE_CHECKING:
     from keven_core._native.dispatch import Route
 
-__all__ = ["BatchPart", "compose_batch", "one_of_a_batch", "single_call"]
+__all__ = ["BatchPart", "cause_of", "compose_batch", "one_of_a_batch", "outcomes_of", "single_call"]
 
 Call = Callable[[Any], Any]
 
@@ -58,7 +58,7 @@ def one_of_a_batch(call: Call) -> Call:
             try:
                 given(await finished(call([event])))
             except BatchError as error:
-                raise _cause(error) from None
+                raise cause_of(error) from None
 
         return call_async
 
@@ -66,7 +66,7 @@ def one_of_a_batch(call: Call) -> Call:
         try:
             given(call([event]))
         except BatchError as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
 
     return call_one
 
@@ -176,7 +176,7 @@ def _list_steps(
                 wrong = UsageError(f"{part.name} raised BatchError({error.index}) for {len(now)} event(s)")
                 found = [wrong] * len(now)
             else:
-                found = [None] * error.index + [_cause(error)]
+                found = [None] * error.index + [cause_of(error)]
                 rest = now[error.index + 1 :]
         except Exception as error:
             found = [error] * len(now)
@@ -185,5 +185,5 @@ def _list_steps(
                 verdicts[position].handler_failed(part.name, outcome)
 
 
-def _cause(error: BatchError) -> Exception:
+def cause_of(error: BatchError) -> Exception:
     return error.__cause__ if isinstance(error.__cause__, Exception) else error

@@ -16,7 +16,7 @@ import time
 import traceback
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -125,6 +125,7 @@ class Plan:
     policies: Policies
     some_handlers: Callable[[str, tuple[str, ...]], Callable[[Any], Any] | None]
     flow: FlowPlan | None = None
+    written_topics: Sequence[str] = ()
     use_group: bool = True
     start: StartPosition = "stored"
     until_end: bool = False
@@ -439,6 +440,9 @@ class Session:
                 if found.get(plan.dead_letter_topic, -3) < 0:
                     yield self._create_topics([plan.dead_letter_topic], COPY_TOPIC_CONFIG)
                 ours = [topic for topic in missing if topic in plan.optional_topics or topic == plan.retry_topic]
+                written = [topic for topic in plan.written_topics if found.get(topic, -3) < 0]
+                if written:
+                    yield self._create_topics(written, {})
                 if ours:
                     created = yield self._create_topics(ours, {})
                     continue

@@ -368,6 +368,12 @@ class Settings:
         unit="true | false",
         effect="create the default, retry and dead-letter topics when they are missing",
     )
+    strict: bool = _setting(
+        False,
+        "KEVEN_STRICT",
+        unit="true | false",
+        effect="refuse what is only warned of otherwise: a second handler for a command",
+    )
     security_protocol: str = _setting(
         "plaintext",
         "KEVEN_SECURITY_PROTOCOL",

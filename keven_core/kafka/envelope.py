@@ -207,11 +207,14 @@ def _register(cls: Any, kind: MessageKind) -> None:
             continue
         if (other.__module__, other.__qualname__) == (cls.__module__, cls.__qualname__):
             continue  # the same class again, after a reload or as __main__ of a worker
+        if name == own_name and vars(other).get("made"):
+            continue  # a service's own class takes the place of one that was made for it
         raise RegistrationError(
             f"{cls.__module__}.{cls.__qualname__} ({own_name!r}) and {other.__module__}.{other.__qualname__} "
             f"({name!r}) have names that can't be told apart on the wire; rename one of the {kind.noun}s"
         )
     kind.classes[own_name] = cls
+    kind.named(own_name)
 
 
 @cache  # bounded by the kinds

@@ -8,7 +8,7 @@ COMMANDS  command_name   keven_commands, keven_commands_<name>
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,7 @@ class MessageKind:
         registry: their handlers.
         classes: the class of each name, filled as classes are defined.
         generic_class: of messages whose name has no class; set as it is defined.
+        on_name: called with each name that gets a class or a handler; None: nobody asks.
     """
 
     noun: str
@@ -39,6 +40,7 @@ class MessageKind:
     registry: HandlerRegistry
     classes: dict[str, Any] = field(default_factory=dict)
     generic_class: Any = None
+    on_name: Callable[[str], None] | None = None
 
     @property
     def name_field(self) -> str:
@@ -54,6 +56,10 @@ class MessageKind:
     def all_topics_pattern(self) -> str:
         """Subscribes the topic of every name."""
         return f"^{self.topic}_.*"
+
+    def add_alias(self, alias: str, name: str) -> None:
+        """From now on `alias` is another spelling of `name`."""
+        self.registry.add_alias(alias, name)
 
     @contextmanager
     def isolated(self) -> Iterator[None]:
@@ -72,11 +78,19 @@ class MessageKind:
         return f"{self.topic}_{name.lower()}"
 
     def name_of(self, name: object) -> str:
-        """The plain string of a name given as str or as a member of a str enum; RegistrationError otherwise."""
+        """The plain string of a name given as str or as a member of a str enum, or what it is an alias of.
+
+        Raises RegistrationError for anything else.
+        """
         value = name.value if isinstance(name, enum.Enum) else name
         if not isinstance(value, str) or not value:
             raise RegistrationError(f"{self.a_noun} name has to be a str or a member of a str enum, not {name!r:.80}")
-        return str(value)
+        return self.registry.aliases.get(str(value), str(value))
+
+    def named(self, name: str) -> None:
+        """A class or a handler is there for a name."""
+        if self.on_name is not None:
+            self.on_name(name)
 
     def check_name(self, name: str) -> str:
         """Return `name` if it can be part of a topic; raise RegistrationError otherwise."""

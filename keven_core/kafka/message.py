@@ -64,6 +64,11 @@ class GenericMessage:
     kind: ClassVar[MessageKind]
     fields: dict[str, Any]
 
+    @classmethod
+    def from_fields(cls, fields: dict[str, Any]) -> Any:
+        """The generic message of these fields, as they stand on the wire. Raises UndecodableError."""
+        return _generic(cls.kind, fields, None)
+
     def serialize(self, codec: str = "json") -> bytes:
         """The message as it goes over the wire, with every field that it came with."""
         name_field = self.kind.name_field

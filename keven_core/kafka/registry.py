@@ -7,9 +7,9 @@ because the dispatch table is built once, when it starts. Events and commands ha
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from keven_core.kafka.errors import RegistrationError
@@ -33,6 +33,8 @@ class Handler:
         batch_size: it takes a list of up to so many events; 0: one event.
         batch_wait_ms: how long the first of a list waits for others.
         long_running: it needs so long that the server goes on polling meanwhile.
+        delay_commands_and_events: what it publishes goes out only when it has succeeded.
+        capture_exception_handler: shown what it fails with.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Handler:
     batch_size: int = 0
     batch_wait_ms: int = 0
     long_running: bool = False
+    delay_commands_and_events: bool = True
+    capture_exception_handler: Callable[[Exception], Any] | None = None
 
     @property
     def is_class(self) -> bool:
@@ -69,6 +73,21 @@ class HandlerRegistry:
         self._handlers: list[Handler] = []
         self._instances: dict[Any, Any] = {}
         self._running = 0
+        # Older spellings of names, by which handlers may be registered and messages may come.
+        self.aliases: dict[str, str] = {}
+
+    def add_alias(self, alias: str, name: str) -> None:
+        """From now on `alias` means `name`, also for handlers that are registered already."""
+        with self._lock:
+            self.aliases[alias] = name
+            self._handlers = [
+                replace(handler, name=name) if handler.name == alias and not handler.foreign else handler
+                for handler in self._handlers
+            ]
+
+    def aliases_of(self, name: str) -> list[str]:
+        """Other spellings of a name."""
+        return [alias for alias, other in self.aliases.items() if other == name]
 
     def register(self, handler: Handler) -> None:
         """Add a handler. Raises RegistrationError while a server runs, and for names equal but for case."""

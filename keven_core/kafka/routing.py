@@ -10,6 +10,9 @@ from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from keven_core.kafka._around import Around, CapturedExceptions, surrounded
 from keven_core.kafka._batches import BatchPart, compose_batch, one_of_a_batch
 from keven_core.kafka._calls import Verdict, as_unary, is_async, run_now, run_or_await
 from keven_core.kafka.envelope import name_decoders
@@ -115,13 +118,20 @@ def call_of(registry: HandlerRegistry, handler: Handler) -> Call:
     return method
 
 
+def _arounds(base: Any, handler: Handler) -> list[Around]:
+    arounds: list[Around] = [] if handler.foreign else base.arounds_of(handler.name)
+    if handler.capture_exception_handler is not None:
+        arounds.append(CapturedExceptions(handler.capture_exception_handler))
+    return arounds
+
+
 def _composed(registry: HandlerRegistry, handlers: list[Handler], base: Any) -> _Composed:
     """Handlers in one call, with the hooks of `base` and of each handler class, each once."""
     parts: list[BatchPart] = []
     pre: list[Call] = list(base.hooks("_pre_hooks"))
     post: list[Call] = list(base.hooks("_post_hooks"))
     for handler in handlers:
-        call = call_of(registry, handler)
+        call = surrounded(call_of(registry, handler), _arounds(base, handler), takes_list=handler.batch_size > 0)
         if handler.is_class:
             pre += [hook for hook in handler.target.hooks("_pre_hooks") if hook not in pre]
             post += [hook for hook in handler.target.hooks("_post_hooks") if hook not in post]
@@ -164,6 +174,18 @@ def message_decoders(kind: MessageKind, name: str, *, bound: bool) -> tuple[Call
     if cls is not None:
         return decoders_of(cls)
     return generic_decoders(kind, name if bound else None)
+
+
+def _alias_decoders(kind: MessageKind, name: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Decode functions of values that bear another spelling of a name. Rare, so simple rather than fast."""
+    decode_json, decode_msgpack = message_decoders(kind, name, bound=True)
+
+    def under(fields_of: Callable[..., Any], codec: Any, decode: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda data: decode(codec.encode({**fields_of(data), kind.name_field: name}))
+
+    fields_json = msgspec.json.Decoder(dict[str, Any]).decode
+    fields_msgpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
+    return under(fields_json, msgspec.json, decode_json), under(fields_msgpack, msgspec.msgpack, decode_msgpack)
 
 
 def _make_table(
@@ -226,6 +248,11 @@ def build_table(
         routes.append(Route(name, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared))
         decode_json, decode_msgpack = message_decoders(kind, name, bound=True)
         bound[kind.topic_of(name)] = Route(name, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared)
+        for alias in registry.aliases_of(name):
+            decode_json, decode_msgpack = _alias_decoders(kind, name)
+            route = Route(alias, call, decode_json=decode_json, decode_msgpack=decode_msgpack, **shared)
+            routes.append(route)
+            bound[kind.topic_of(alias)] = route
     if names is None and handler is None:
         for topic in registry.foreign_topics():
             bound[topic] = _foreign_route(registry, base, topic)

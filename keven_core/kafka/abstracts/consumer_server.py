@@ -229,6 +229,7 @@ class KafkaConsumerServer:
             address=settings.address(self.bootstrap_servers, honor_env=self.honor_env),
             topics=[*self.topics, waiting] if policies.any_by_topic else self.topics,
             optional_topics=self.optional_topics,
+            written_topics=self._written_topics(),
             client_id=self.client_id,
             group_id=self.group_id,
             table=table,
@@ -301,6 +302,10 @@ class KafkaConsumerServer:
         """The runner whose table is dispatched compiled, if there is one."""
         tables = [runner for runner in self.runners if hasattr(runner, "dispatch_table")]
         return tables[0] if tables and len(self.runners) == 1 and not self.pass_topic_param else None
+
+    def _written_topics(self) -> list[str]:
+        runner = self._routing_runner()
+        return runner.written_topics() if runner is not None and hasattr(runner, "written_topics") else []
 
     def _table(self, settings: Settings) -> Any:
         runner = self._routing_runner()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from keven_core.kafka._around import Around
 from keven_core.kafka._calls import as_unary
 from keven_core.kafka.abstracts.metaclass.base_handler_meta import register_handler
 from keven_core.kafka.errors import RegistrationError
@@ -12,6 +13,9 @@ from keven_core.kafka.kinds import MessageKind
 from keven_core.kafka.registry import HandlerRegistry
 from keven_core.kafka.retry import RetryPolicy
 from keven_core.kafka.routing import compose, handlers_call
+
+if TYPE_CHECKING:
+    from keven_core.kafka._launch import ServerProcess
 
 __all__ = ["MessageHandler", "handler_decorator", "share_long_running_method"]
 
@@ -31,6 +35,9 @@ class MessageHandler:
         batch_size: for a handler of lists: how many messages at most; 500 by default.
         batch_wait_ms: for a handler of lists: how long, in milliseconds, its first message waits for others; 100 by
             default.
+        delay_commands_and_events: what it publishes goes out only when it has succeeded; True by default.
+        capture_exception_handler: a function that is shown each exception which it raises (and which is then handled
+            as always), for an error tracker; None by default.
 
     A class that defines `handle_batch(self, messages)` instead of the method for one gets lists: in the order of their
     partitions, one list after the other (with order="none" several at once). It may be async. It returns None when all
@@ -49,6 +56,8 @@ class MessageHandler:
     batch_size: ClassVar[int] = 500
     batch_wait_ms: ClassVar[int] = 100
     long_running: ClassVar[bool] = False
+    delay_commands_and_events: ClassVar[bool] = True
+    capture_exception_handler: ClassVar[Callable[[Exception], Any] | None] = None
     _pre_hooks: ClassVar[list[Callable[..., Any]]] = []
     _post_hooks: ClassVar[list[Callable[..., Any]]] = []
 
@@ -127,6 +136,23 @@ class MessageHandler:
         """The methods of the family that run the registered handlers, as `handle_events` does."""
         noun = cls.kind_of().noun
         return getattr(cls, f"handle_{noun}s"), getattr(cls, f"handle_all_{noun}s")
+
+    @classmethod
+    def arounds_of(cls, name: str) -> list[Around]:
+        """What the family puts around each handler of a name."""
+        return []
+
+    @classmethod
+    def create_handler_server_process(cls, name: str) -> ServerProcess:
+        """Run the family's server in a process of its own, with `name` as client and group id; returns its handle.
+
+        As start_events_receiver_process() or start_command_receiver_process() with their defaults.
+        """
+        from keven_core.kafka.commands.server import start_command_receiver_process
+        from keven_core.kafka.events.server import start_events_receiver_process
+
+        start = {"event": start_events_receiver_process, "command": start_command_receiver_process}
+        return start[cls.kind_of().noun](name)
 
     @classmethod
     def _handle(cls, message: Any) -> Any:

@@ -10,7 +10,7 @@ import msgspec
 from keven_core.kafka.kinds import EVENTS
 from keven_core.kafka.message import GenericMessage, Message
 
-__all__ = ["Event", "EventNames", "GenericEvent"]
+__all__ = ["Event", "EventNames", "GenericEvent", "add_names"]
 
 
 class EventNames(str, Enum):
@@ -24,6 +24,27 @@ class EventNames(str, Enum):
     NOT_INSTALLED = "NOT_INSTALLED"
     PRINT_EVENT = "PRINT_EVENT"
     TEST = "TEST"
+
+
+def add_names(names: type[Enum], name: str, *aliases: str) -> None:
+    """Add a member to an enum of names, as aenum.extend_enum() does; further names of it are aliases.
+
+    Nothing happens to names that are there already.
+    """
+    members: dict[str, Any] = names._member_map_
+    if name not in members:
+        member: Any = str.__new__(names, name)  # type: ignore[type-var]
+        member._name_ = member._value_ = name
+        member.__objclass__ = names
+        member._sort_order_ = len(names._member_names_)
+        names._member_names_.append(name)
+        names._value2member_map_[name] = member
+        type.__setattr__(names, name, member)
+        members[name] = member
+    for alias in aliases:
+        if alias not in members:
+            type.__setattr__(names, alias, members[name])
+            members[alias] = members[name]
 
 
 class Event(Message, kind=EVENTS, gc=False, kw_only=True):

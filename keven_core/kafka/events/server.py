@@ -12,13 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from keven_core.kafka._launch import ServerProcess, launch
-from keven_core.kafka._supervisor import launch_supervised
-from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer
+from keven_core.kafka._launch import ServerProcess
+from keven_core.kafka._launchers import consumer, default_topics, launch_workers
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
-from keven_core.kafka.config import Settings
-from keven_core.kafka.errors import ConfigurationError
 from keven_core.kafka.kinds import EVENTS
 from keven_core.kafka.topics import AUDIT_TOPIC, EVENTS_TOPIC
 
@@ -30,25 +27,6 @@ __all__ = [
     "start_events_receiver_server",
     "start_events_receiver_server_async",
 ]
-
-
-def _default_topics() -> list[str]:
-    registry = EventHandler.registry_of()
-    return [EVENTS_TOPIC, *(EVENTS.topic_of(name) for name in registry.names())]
-
-
-def _consumer(server_name: str, topics: Iterable[str] | None, defaults: list[str], options: dict[str, Any]) -> Any:
-    server = KafkaConsumerServer(
-        list(defaults) if topics is None else topics,
-        client_id=options.pop("client_id", server_name),
-        group_id=options.pop("group_id", server_name),
-        **options,
-    )
-    if topics is None:
-        # Topics of foreign handlers are named by the service, so they have to exist.
-        server.topics += [t for t in EventHandler.registry_of().foreign_topics() if t not in server.topics]
-        server.optional_topics |= set(defaults)
-    return server
 
 
 def setup_event_listener(
@@ -75,13 +53,13 @@ def setup_event_listener(
             reraise_exceptions=reraise_exceptions,
             log_exceptions=log_exceptions,
         )
-        io_server = _consumer(server_name, topics, [EVENTS_TOPIC, AUDIT_TOPIC], options)
+        io_server = consumer(EVENTS, server_name, topics, [EVENTS_TOPIC, AUDIT_TOPIC], options)
     return EventReceiverServer(io_server, None, EventHandler.handle_events)
 
 
 def _events_server(server_name: str, io_server: Any, topics: Iterable[str] | None, options: dict[str, Any]) -> Any:
     if io_server is None:
-        io_server = _consumer(server_name, topics, _default_topics(), options)
+        io_server = consumer(EVENTS, server_name, topics, default_topics(EVENTS), options)
     return EventReceiverServer(io_server, None, EventHandler.handle_events)
 
 
@@ -155,29 +133,14 @@ def start_events_receiver_process(
     Raises LaunchError under `python -c`, from standard input and in notebooks, and ConfigurationError for wrong
     arguments.
     """
-    if supervised is None:
-        supervised = processes != 1
-    elif not supervised and processes != 1:
-        raise ConfigurationError(f"supervised=False goes with one process only, not with processes={processes!r:.80}")
     arguments = {
-        "server_name": server_name,
         "io_server": io_server,
         "auto_reprocess_errors": auto_reprocess_errors,
         "topics": None if topics is None else list(topics),
         **options,
     }
-    if not supervised:
-        return launch(server_name, start_events_receiver_server, arguments)
-    # Found wrong here rather than in each worker.
-    settings = getattr(io_server, "settings", None) or options.get("settings") or Settings.from_env()
-    max_poll_interval_s = getattr(io_server, "max_poll_interval", None) or options.get("max_poll_interval", 180)
-    return launch_supervised(
-        server_name,
-        start_events_receiver_server,
-        arguments,
-        processes=processes,
-        settings=settings,
-        max_poll_interval_s=max_poll_interval_s,
+    return launch_workers(
+        start_events_receiver_server, server_name, arguments, processes=processes, supervised=supervised
     )
 
 
@@ -190,7 +153,7 @@ def _all_events_server(
 ) -> Any:
     if io_server is None:
         topics = [EVENTS_TOPIC, EVENTS.all_topics_pattern] + ([AUDIT_TOPIC] if include_audit else [])
-        io_server = _consumer(server_name, None, topics, options)
+        io_server = consumer(EVENTS, server_name, None, topics, options)
     return AllEventsReceiverServer(io_server, event_handler)
 
 

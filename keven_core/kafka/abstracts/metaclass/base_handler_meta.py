@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABCMeta
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+from keven_core.kafka.envelope import vars_in_mro
 from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.kinds import COMMANDS, EVENTS, MessageKind
 from keven_core.kafka.registry import Handler
@@ -69,6 +71,8 @@ class BaseHandlerMeta(ABCMeta):
             batch_size=getattr(cls, "batch_size", None) if takes_lists else None,
             batch_wait_ms=getattr(cls, "batch_wait_ms", 0),
             long_running=getattr(cls, "long_running", False),
+            delay_commands_and_events=getattr(cls, "delay_commands_and_events", True),
+            capture_exception_handler=_plain(cls, "capture_exception_handler"),
         )
 
     @classmethod
@@ -85,6 +89,12 @@ class BaseHandlerMeta(ABCMeta):
     def get_command_registry() -> dict[str, list[Any]]:
         """Command name to its handler classes and functions, in registration order."""
         return _targets(COMMANDS)
+
+
+def _plain(cls: type, attribute: str) -> Any:
+    """A function that is a class attribute, as it stands there: it is not to be given the instance."""
+    found = vars_in_mro(cls, attribute)
+    return found.__func__ if isinstance(found, staticmethod) else found
 
 
 def _targets(kind: MessageKind) -> dict[str, list[Any]]:
@@ -104,6 +114,8 @@ def register_handler(
     batch_size: int | None = None,
     batch_wait_ms: int = 0,
     long_running: bool = False,
+    delay_commands_and_events: bool = True,
+    capture_exception_handler: Callable[[Exception], Any] | None = None,
 ) -> None:
     """Register a handler class or function for the name of an event or command, or for a foreign topic.
 
@@ -115,9 +127,13 @@ def register_handler(
         "batch_size": 0 if batch_size is None else _within("batch_size", batch_size, 1, _LARGEST_BATCH, where),
         "batch_wait_ms": _within("batch_wait_ms", batch_wait_ms, 0, _LONGEST_WAIT_MS, where),
         "long_running": long_running,
+        "delay_commands_and_events": delay_commands_and_events,
+        "capture_exception_handler": capture_exception_handler,
     }
     if topic is None:
-        kind.registry.register(Handler(kind.check_name(kind.name_of(message_name)), target, **options))
+        name = kind.check_name(kind.name_of(message_name))
+        kind.registry.register(Handler(name, target, **options))
+        kind.named(name)
         return
     if codec not in (None, "json", "msgpack"):
         raise RegistrationError(f"codec {codec!r} of the handler for {topic!r}: 'json', 'msgpack' or None are allowed")
