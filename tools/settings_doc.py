@@ -46,7 +46,7 @@ SECTIONS = [
     ),
     ("Supervised processes", ("worker_",)),
     ("Security", ("security_", "sasl_", "ssl_", "allow_insecure")),
-    ("Everything else", ("rdkafka_options",)),
+    ("Everything else", ("strict", "rdkafka_options")),
 ]
 
 PUBLISHING = """\

@@ -958,10 +958,11 @@ class Session:
             trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
         logger.log(
             logging.ERROR if verdict.outcome == "dead" else logging.WARNING,
-            "%s [%d] @ %d (event %s) failed to %s, %s: %s%s%s",
+            "%s [%d] @ %d (%s %s) failed to %s, %s: %s%s%s",
             one_line(record.topic),
             record.partition,
             record.offset,
+            self.plan.table.name_field.removesuffix("_name"),
             one_line(name or "unknown", 100),
             stage,
             verdict.story,

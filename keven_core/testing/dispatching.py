@@ -1,4 +1,4 @@
-"""`dispatch(event)`: run the registered handlers of an event without a broker, and see what came of it."""
+"""`dispatch(message)`: run the handlers of an event or command without a broker, and see what came of it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 from keven_core.kafka import record as record_module
 from keven_core.kafka._batches import single_call
 from keven_core.kafka._calls import check_done
+from keven_core.kafka.abstracts.command_handler import CommandHandler
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.envelope import key_of
 from keven_core.kafka.errors import UndecodableError
-from keven_core.kafka.events.event import Event
+from keven_core.kafka.kinds import COMMANDS, EVENTS, MessageKind
+from keven_core.kafka.message import Message
 from keven_core.kafka.outcomes import Retry, Skip
 from keven_core.kafka.routing import build_table
 
@@ -31,7 +33,7 @@ class PublishedMessage:
 
 @dataclass(frozen=True)
 class DispatchResult:
-    """What became of one event.
+    """What became of one event or command.
 
     Attributes:
         outcome: "done", "skipped" (no handler, or Skip), "retry" (a handler gave Retry) or "dead" (it failed: it would
@@ -54,18 +56,18 @@ class _Given:
 
 
 def dispatch(
-    event: Event | bytes,
+    message: Message | bytes,
     *,
     topic: str | None = None,
     key: bytes | None = None,
     headers: list[tuple[str, bytes | None]] | None = None,
     codec: str = "json",
 ) -> DispatchResult:
-    """Encode an event, decode it as a server would, run its handlers and hooks, and say what came of it.
+    """Encode a message, decode it as a server would, run its handlers and hooks, and say what came of it.
 
     Arguments:
-        event: an Event, or the bytes of a message.
-        topic: where it comes from; None: the event's own topic (bytes: `keven_events`).
+        message: an Event, a Command, or the bytes of one (of a command, if the topic is one of commands).
+        topic: where it comes from; None: the message's own topic (bytes: `keven_events`).
         key, headers: of the record, for handlers that call current_record().
         codec: "json" or "msgpack".
 
@@ -75,26 +77,31 @@ def dispatch(
     from keven_core._native.logger import HandlerScope
     from keven_core._native.message import Record
 
-    if isinstance(event, Event):
-        value = event.serialize(codec)
-        key = key if key is not None else key_of(event)
-        topic = topic or event.kind.topic_of(event.event_name)
+    if isinstance(message, Message):
+        kind = message.kind
+        value = message.serialize(codec)
+        key = key if key is not None else key_of(message)
+        topic = topic or kind.topic_of(getattr(message, kind.name_field))
     else:
-        value, topic = event, topic or "keven_events"
+        value, topic = message, topic or EVENTS.topic
+        kind = COMMANDS if topic.startswith(COMMANDS.topic) else EVENTS
     record = Record(topic, 0, 0, value=value, key=key, headers=headers)
     scope = HandlerScope(capture=True)
     entered = scope.enter()
     source = record_module._source.set(_Given(record))
     try:
-        outcome, error = _run(value, topic, headers)
+        outcome, error = _run(_HANDLERS[kind], value, topic, headers)
     finally:
         record_module._source.reset(source)
         scope.leave(entered)
-    return DispatchResult(outcome, error, [PublishedMessage(*message) for message in scope.captured or ()])
+    return DispatchResult(outcome, error, [PublishedMessage(*written) for written in scope.captured or ()])
 
 
-def _run(value: bytes, topic: str, headers: Any) -> tuple[str, Exception | None]:
-    table = build_table(EventHandler)
+_HANDLERS: dict[MessageKind, Any] = {EVENTS: EventHandler, COMMANDS: CommandHandler}
+
+
+def _run(handlers: Any, value: bytes, topic: str, headers: Any) -> tuple[str, Exception | None]:
+    table = build_table(handlers)
     try:
         route, decoded = table.resolve(value, topic, headers)
     except UndecodableError as error:

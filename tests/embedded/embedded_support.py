@@ -21,9 +21,8 @@ from keven_core._native.producer import DeliveryAccount, Producer
 from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import ClosedError
-from keven_core.kafka.events.event import Event
 from keven_core.kafka.events.runner import EventRunner
-from keven_core.kafka.kinds import EVENTS
+from keven_core.kafka.kinds import COMMANDS, EVENTS
 from keven_core.testing import EmbeddedKafka
 
 DEADLINE_S = 30.0
@@ -335,14 +334,8 @@ def live(server: Server, mode: str = "sync", *, wait: bool = True) -> Iterator[L
 @contextmanager
 def isolated_handlers() -> Iterator[None]:
     """As the fixture `handler_registry`, for runs that several tests share."""
-    classes = dict(Event.classes)
-    Event.classes.clear()
-    try:
-        with EVENTS.registry.isolated():
-            yield
-    finally:
-        Event.classes.clear()
-        Event.classes.update(classes)
+    with EVENTS.isolated(), COMMANDS.isolated():
+        yield
 
 
 @contextmanager

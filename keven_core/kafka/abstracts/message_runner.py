@@ -65,6 +65,9 @@ class MessageRunner:
         settings = settings or Settings.from_env()
         if self.single_handler:
             self._check_single_handlers(settings)
+        return self._build(settings)
+
+    def _build(self, settings: Settings) -> Any:
         return build_table(
             self.handlers,
             names=self.names,
@@ -120,7 +123,7 @@ class MessageRunner:
         handler = self._own_handler()
         if handler is not None:
             return [handler]
-        table = self.dispatch_table(Settings())  # its limits do not matter here, so the environment is left alone
+        table = self._build(Settings())  # its limits do not matter here, so the environment is left alone
         routes = [*table.routes.values(), *table.bound.values()]
         return [call for route in routes for call in (route.call, route.on_tombstone) if call is not None]
 
