@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from keven_core.kafka._batches import single_call
 from keven_core.kafka._calls import check_done
 from keven_core.kafka._drivers import Handle
+from keven_core.kafka._original_copies import original_attempt_of
 from keven_core.kafka._promises import StoredOffset
 from keven_core.kafka._shelf import Held, Shelf
 from keven_core.kafka.deadletter import Attempt, attempt_of
@@ -86,8 +87,8 @@ class Attempts:
 
     def hold(self, copy: Record, leader_epoch: int) -> None:
         """A record of the retry topic has come. Called from the hot path."""
-        attempt = attempt_of(copy)
-        # What is not a copy that this library made is due at once, and fails to be understood.
+        attempt = attempt_of(copy) or original_attempt_of(copy)
+        # What is no copy of this library or of the original is due at once, and fails to be understood.
         self.used = True
         self._shelf.put(copy, attempt, attempt.due_ms if attempt is not None else 0, leader_epoch)
 

@@ -5,6 +5,7 @@ import struct
 import time
 from typing import Any
 
+import jsonpickle
 import pytest
 from embedded_support import (
     MODES,
@@ -22,7 +23,9 @@ from embedded_support import (
     wait_until,
 )
 
+from keven_core._native.message import Record
 from keven_core.kafka import EventHandler, current_record, event_handler
+from keven_core.kafka._original_copies import original_attempt_of
 from keven_core.kafka.errors import DeadLetterFloodError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.outcomes import DeadLetter, Retry, Skip
@@ -451,3 +454,67 @@ def test_more_waits_than_may_be_held(embedded_kafka: Any, mode: str, monkeypatch
         wait_until(lambda: committed(embedded_kafka, "svc", WAITING) == {0: 1000}, "and are committed")
     assert sorted(seen) == list(range(1000))
     assert 5 < most_held < 60
+
+
+# --- what the original library has left ------------------------------------------------------------------------------
+
+
+class OriginalRetryRecord:
+    """As the original wrote it with jsonpickle."""
+
+    def __init__(self, message: bytes, topic: str, failure_count: int) -> None:
+        self.timestamp = 1_600_000_000.5
+        self.failure_count = failure_count
+        self.message = message
+        self.topic = topic
+        self.errors = ["ValueError: no"]
+
+
+@MODES
+@pytest.mark.parametrize("base85", [False, True])
+def test_records_in_the_originals_retry_topic_are_handled(embedded_kafka: Any, mode: str, base85: bool) -> None:
+    seen: list[Any] = []
+
+    def handle(event: Any) -> None:
+        record = current_record()
+        seen.append((event.number, record.topic, record.attempt))
+        if event.number == 2:
+            raise DeadLetter("never")
+
+    register(handle)
+    for number in (1, 2):
+        copy = OriginalRetryRecord(event("ORDER", number=number), "t", number)
+        send(embedded_kafka, WAITING, jsonpickle.encode(copy, use_base85=base85, keys=True).encode())
+    with live(retrying(embedded_kafka), mode) as running:
+        wait_until(lambda: committed(embedded_kafka, "svc", WAITING) == {0: 2}, "both are accounted for")
+    assert seen == [(1, "t", 2), (2, "t", 3)]
+    assert count_of(running.server, WAITING) == {"received": 2, "done": 1, "dead": 1}
+    (letter,) = read(embedded_kafka, DEAD)
+    assert letter.value == event("ORDER", number=2)
+    assert letter.header("kafka_dlt-original-topic") == b"t"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'{"failure_count":1,"topic":"t"}',
+        b'{"failure_count":"1","topic":"t","message":"x"}',
+        b'{"failure_count":1,"topic":"","message":"x"}',
+        b'{"failure_count":-1,"topic":"t","message":"x"}',
+        b'{"failure_count":1,"topic":"t","message":{"py/b64":"*"}}',
+        b'{"failure_count":1,"topic":"t","message":{"py/reduce":[{"py/function":"os.system"},{"py/tuple":["x"]}]}}',
+        b"{",
+        b"",
+        None,
+    ],
+)
+def test_what_is_no_such_record_is_told_apart(value: Any) -> None:
+    assert original_attempt_of(Record(WAITING, 0, 1, value=value)) is None
+
+
+@pytest.mark.parametrize("message", ['"a=b"', '{"py/bytes":"a=3Db"}', '{"py/b64":"YT1i"}'])
+def test_each_way_to_write_bytes_is_read(message: str) -> None:
+    value = b'{"failure_count":0,"topic":"t","message":%s}' % message.encode()
+    attempt = original_attempt_of(Record(WAITING, 0, 1, value=value))
+    assert attempt is not None
+    assert (attempt.record.value, attempt.record.attempt, attempt.due_ms) == (b"a=b", 1, 0)
