@@ -1,4 +1,4 @@
-"""Kafka messaging of keven_core: events, handlers, servers and loggers; each is imported when it is first used."""
+"""Kafka messaging of keven_core: events, commands, handlers, servers and loggers; each is imported when first used."""
 
 from __future__ import annotations
 
@@ -7,15 +7,34 @@ from typing import TYPE_CHECKING
 from keven_core._lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from keven_core.kafka.abstracts.command_handler import (
+        CommandHandler,
+        LongRunningCommandHandler,
+        command_handler,
+        long_running_command_handler,
+    )
+    from keven_core.kafka.abstracts.commandreceiver_server import AllCommandsReceiverServer, CommandReceiverServer
     from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer, PrintRunner, Runner, TopicPartition
     from keven_core.kafka.abstracts.event_handler import (
         EventHandler,
         EventHandlerMeta,
         LongRunningEventHandler,
         event_handler,
+        long_running_event_handler,
     )
     from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
     from keven_core.kafka.abstracts.message_server import MessageReceiverServer
+    from keven_core.kafka.commands.command import Command, CommandNames, CommandPhase, GenericCommand
+    from keven_core.kafka.commands.command_event import CommandErrorEvent, CommandEvent
+    from keven_core.kafka.commands.runner import CommandRunner
+    from keven_core.kafka.commands.server import (
+        setup_command_receiver,
+        start_all_commands_receiver_server,
+        start_all_commands_receiver_server_async,
+        start_command_receiver_process,
+        start_command_receiver_server,
+        start_command_receiver_server_async,
+    )
     from keven_core.kafka.config import Settings
     from keven_core.kafka.events.event import Event, EventNames, GenericEvent
     from keven_core.kafka.events.publisher import EventPublisher
@@ -30,14 +49,24 @@ if TYPE_CHECKING:
     )
     from keven_core.kafka.log_handler import KafkaLogHandler, KafkaLogProcessor
     from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+    from keven_core.kafka.message import Message
     from keven_core.kafka.outcomes import BatchError, DeadLetter, Retry, Skip
     from keven_core.kafka.record import current_record, current_records
     from keven_core.kafka.redrive import Redrive, RedriveReport
     from keven_core.kafka.retry import Exponential, RetryPolicy
 
 __all__ = [
+    "AllCommandsReceiverServer",
     "AllEventsReceiverServer",
     "BatchError",
+    "Command",
+    "CommandErrorEvent",
+    "CommandEvent",
+    "CommandHandler",
+    "CommandNames",
+    "CommandPhase",
+    "CommandReceiverServer",
+    "CommandRunner",
     "DeadLetter",
     "Event",
     "EventHandler",
@@ -47,13 +76,16 @@ __all__ = [
     "EventReceiverServer",
     "EventRunner",
     "Exponential",
+    "GenericCommand",
     "GenericEvent",
     "KafkaBatchLogger",
     "KafkaConsumerServer",
     "KafkaLogHandler",
     "KafkaLogProcessor",
     "KafkaLogger",
+    "LongRunningCommandHandler",
     "LongRunningEventHandler",
+    "Message",
     "MessageReceiverServer",
     "PrintRunner",
     "Redrive",
@@ -64,12 +96,21 @@ __all__ = [
     "Settings",
     "Skip",
     "TopicPartition",
+    "command_handler",
     "current_record",
     "current_records",
     "event_handler",
+    "long_running_command_handler",
+    "long_running_event_handler",
+    "setup_command_receiver",
     "setup_event_listener",
+    "start_all_commands_receiver_server",
+    "start_all_commands_receiver_server_async",
     "start_all_events_receiver_server",
     "start_all_events_receiver_server_async",
+    "start_command_receiver_process",
+    "start_command_receiver_server",
+    "start_command_receiver_server_async",
     "start_events_receiver_process",
     "start_events_receiver_server",
     "start_events_receiver_server_async",
@@ -78,6 +119,16 @@ __all__ = [
 __getattr__, __dir__ = lazy_attributes(
     __name__,
     {
+        "keven_core.kafka.abstracts.command_handler": (
+            "CommandHandler",
+            "LongRunningCommandHandler",
+            "command_handler",
+            "long_running_command_handler",
+        ),
+        "keven_core.kafka.abstracts.commandreceiver_server": (
+            "AllCommandsReceiverServer",
+            "CommandReceiverServer",
+        ),
         "keven_core.kafka.abstracts.consumer_server": (
             "KafkaConsumerServer",
             "PrintRunner",
@@ -89,12 +140,33 @@ __getattr__, __dir__ = lazy_attributes(
             "EventHandlerMeta",
             "LongRunningEventHandler",
             "event_handler",
+            "long_running_event_handler",
         ),
         "keven_core.kafka.abstracts.eventreceiver_server": (
             "AllEventsReceiverServer",
             "EventReceiverServer",
         ),
         "keven_core.kafka.abstracts.message_server": ("MessageReceiverServer",),
+        "keven_core.kafka.commands.command": (
+            "Command",
+            "CommandNames",
+            "CommandPhase",
+            "GenericCommand",
+        ),
+        "keven_core.kafka.commands.command_event": (
+            "CommandErrorEvent",
+            "CommandEvent",
+        ),
+        "keven_core.kafka.commands.runner": ("CommandRunner",),
+        "keven_core.kafka.commands.server": (
+            "setup_command_receiver",
+            "start_all_commands_receiver_server",
+            "start_all_commands_receiver_server_async",
+            "start_command_receiver_process",
+            "start_command_receiver_server",
+            "start_command_receiver_server_async",
+        ),
+        "keven_core.kafka.config": ("Settings",),
         "keven_core.kafka.events.event": (
             "Event",
             "EventNames",
@@ -110,15 +182,32 @@ __getattr__, __dir__ = lazy_attributes(
             "start_events_receiver_server",
             "start_events_receiver_server_async",
         ),
-        "keven_core.kafka.config": ("Settings",),
-        "keven_core.kafka.log_handler": ("KafkaLogHandler", "KafkaLogProcessor"),
+        "keven_core.kafka.log_handler": (
+            "KafkaLogHandler",
+            "KafkaLogProcessor",
+        ),
         "keven_core.kafka.logger": (
             "KafkaBatchLogger",
             "KafkaLogger",
         ),
-        "keven_core.kafka.outcomes": ("BatchError", "DeadLetter", "Retry", "Skip"),
-        "keven_core.kafka.record": ("current_record", "current_records"),
-        "keven_core.kafka.redrive": ("Redrive", "RedriveReport"),
-        "keven_core.kafka.retry": ("Exponential", "RetryPolicy"),
+        "keven_core.kafka.message": ("Message",),
+        "keven_core.kafka.outcomes": (
+            "BatchError",
+            "DeadLetter",
+            "Retry",
+            "Skip",
+        ),
+        "keven_core.kafka.record": (
+            "current_record",
+            "current_records",
+        ),
+        "keven_core.kafka.redrive": (
+            "Redrive",
+            "RedriveReport",
+        ),
+        "keven_core.kafka.retry": (
+            "Exponential",
+            "RetryPolicy",
+        ),
     },
 )

@@ -111,6 +111,7 @@ class LongRunningCommandHandler(CommandHandler):
 
     auto_register = False
     long_running = True
+    thread_manager: ClassVar[Any] = None  # the original's; not used
 
     @abstractmethod
     def long_running_handle_command(self, command: Any) -> Any:

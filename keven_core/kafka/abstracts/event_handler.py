@@ -20,7 +20,7 @@ from keven_core.kafka.abstracts.metaclass.base_handler_meta import BaseHandlerMe
 from keven_core.kafka.kinds import EVENTS
 from keven_core.kafka.retry import RetryPolicy
 
-__all__ = ["EventHandler", "EventHandlerMeta", "LongRunningEventHandler", "event_handler"]
+__all__ = ["EventHandler", "EventHandlerMeta", "LongRunningEventHandler", "event_handler", "long_running_event_handler"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -77,6 +77,7 @@ class LongRunningEventHandler(EventHandler):
 
     auto_register = False
     long_running = True
+    thread_manager: ClassVar[Any] = None  # the original's; not used
 
     @abstractmethod
     def long_running_handle_event(self, event: Any) -> Any:
@@ -100,6 +101,8 @@ def event_handler(
     retry_policy: RetryPolicy | None = None,
     batch_size: int | None = None,
     batch_wait_ms: int = 100,
+    delay_commands_and_events: bool = True,
+    capture_exception_handler: Callable[[Exception], Any] | None = None,
 ) -> Callable[[Function], Function]:
     """Register the decorated function, plain or async, for an event or a foreign topic; it stays callable as it is.
 
@@ -114,4 +117,11 @@ def event_handler(
         retry_policy=retry_policy,
         batch_size=batch_size,
         batch_wait_ms=batch_wait_ms,
+        delay_commands_and_events=delay_commands_and_events,
+        capture_exception_handler=capture_exception_handler,
     )
+
+
+def long_running_event_handler(event_name: object = None, **options: Any) -> Callable[[Function], Function]:
+    """As event_handler(), for a function that needs so long that the server has to poll meanwhile."""
+    return handler_decorator(EVENTS, event_name, long_running=True, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -163,6 +164,13 @@ class MessageHandler:
 
 def share_long_running_method(noun: str, cls: Any) -> None:
     """Make a subclass's handle_<noun> its long_running_handle_<noun>, so that it is async if that is."""
+    if vars(cls).get("thread_manager") is not None:
+        warnings.warn(
+            f"{cls.__qualname__}.thread_manager is not used: the server runs long-running handlers in threads of its "
+            f"own, as many as `workers` says; remove it",
+            DeprecationWarning,
+            stacklevel=3,
+        )
     own = vars(cls).get(f"long_running_handle_{noun}")
     if own is not None:
         setattr(cls, f"handle_{noun}", own)
