@@ -18,7 +18,7 @@ from typing import Any, ClassVar, TypeVar
 
 from keven_core.kafka._around import Around
 from keven_core.kafka.abstracts.message_handler import MessageHandler, handler_decorator, share_long_running_method
-from keven_core.kafka.abstracts.metaclass.base_handler_meta import BaseHandlerMeta
+from keven_core.kafka.abstracts.metaclass.base_handler_meta import BaseHandlerMeta, register_handler
 from keven_core.kafka.commands.command import Command
 from keven_core.kafka.commands.command_event import CommandPhase
 from keven_core.kafka.commands.reports import Reports, is_reported, report_of
@@ -56,6 +56,11 @@ class CommandHandler(MessageHandler, metaclass=CommandHandlerMeta):
     @abstractmethod
     def handle_command(self, command: Any) -> Any:
         """Handle one command; may be `async def`. Called as EventHandler.handle_event() is."""
+
+    @classmethod
+    def register_function(cls, command_name: object, func: Callable[..., Any]) -> None:
+        """Register a plain or async function as a handler of `command_name`."""
+        register_handler(COMMANDS, func, command_name)
 
     @classmethod
     def handle_commands(cls, command: Any) -> Any:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from keven_core.kafka.abstracts.message_handler import MessageHandler, handler_decorator, share_long_running_method
-from keven_core.kafka.abstracts.metaclass.base_handler_meta import BaseHandlerMeta
+from keven_core.kafka.abstracts.metaclass.base_handler_meta import BaseHandlerMeta, register_handler
 from keven_core.kafka.kinds import EVENTS
 from keven_core.kafka.retry import RetryPolicy
 
@@ -49,6 +49,11 @@ class EventHandler(MessageHandler, metaclass=EventHandlerMeta):
         Outcome (keven_core.kafka.outcomes), returned or raised, says which. The same event can come again after a
         restart or rebalance.
         """
+
+    @classmethod
+    def register_function(cls, event_name: object, func: Callable[..., Any]) -> None:
+        """Register a plain or async function as a handler of `event_name`."""
+        register_handler(EVENTS, func, event_name)
 
     @classmethod
     def handle_events(cls, event: Any) -> Any:

@@ -63,11 +63,6 @@ class MessageHandler:
     _post_hooks: ClassVar[list[Callable[..., Any]]] = []
 
     @classmethod
-    def register_function(cls, name: object, func: Callable[..., Any]) -> None:
-        """Register a plain or async function as a handler of the event or command `name`."""
-        register_handler(cls.kind_of(), func, name)
-
-    @classmethod
     def register_pre_handler_hook(cls, func: Callable[..., Any]) -> None:
         """Call `func` before the handlers of each message: with the message if it takes an argument, else without.
 
