@@ -213,10 +213,15 @@ class Policies:
         return self._by_topic.get(topic, self._default)
 
 
-def detail_policies(detail: Mapping[str, Mapping[str, Any]], default: RetryPolicy) -> dict[str, RetryPolicy]:
+def detail_policies(
+    detail: Mapping[str, RetryPolicy | Mapping[str, Any]], default: RetryPolicy
+) -> dict[str, RetryPolicy]:
     """`retry_detail` of a server as policies by topic. Raises ConfigurationError."""
     found = {}
     for topic, numbers in detail.items():
+        if isinstance(numbers, RetryPolicy):
+            found[topic] = numbers
+            continue
         unknown = set(numbers) - {"retry_interval", "max_retries"}
         if unknown:
             raise ConfigurationError(

@@ -302,6 +302,7 @@ def test_the_nearest_policy_holds(embedded_kafka: Any, mode: str) -> None:
 
 def test_retry_detail_is_by_topic(embedded_kafka: Any) -> None:
     embedded_kafka.create_topic("u")
+    embedded_kafka.create_topic("v")
     tries: dict[str, int] = {}
 
     def handle(message: bytes, topic: str) -> None:
@@ -311,16 +312,20 @@ def test_retry_detail_is_by_topic(embedded_kafka: Any) -> None:
     server = retrying(
         embedded_kafka,
         handle,
-        topic=["t", "u"],
+        topic=["t", "u", "v"],
         pass_topic_param=True,
         max_retries=1,
-        retry_detail={"u": {"retry_interval": 0.05, "max_retries": 3}},
+        retry_detail={
+            "u": {"retry_interval": 0.05, "max_retries": 3},
+            "v": RetryPolicy(4, 0.05, in_place=True),
+        },
     )
-    send(embedded_kafka, "t", b"a")
-    send(embedded_kafka, "u", b"b")
+    for name in ("t", "u", "v"):
+        send(embedded_kafka, name, name.encode())
     with live(server):
-        wait_until(lambda: sorted(values(embedded_kafka, DEAD)) == [b"a", b"b"], "both are dead-lettered")
-    assert tries == {"t": 2, "u": 4}
+        wait_until(lambda: sorted(values(embedded_kafka, DEAD)) == [b"t", b"u", b"v"], "all are dead-lettered")
+    assert tries == {"t": 2, "u": 4, "v": 5}
+    assert not [value for value in values(embedded_kafka, WAITING) if value == b"v"]
 
 
 @MODES

@@ -154,11 +154,18 @@ def test_whether_there_is_any() -> None:
 
 
 def test_retry_detail() -> None:
-    detail = {"a": {"retry_interval": 5}, "b": {"max_retries": 9}, "c": {"retry_interval": 1, "max_retries": 0}}
+    own = RetryPolicy(2, 1, in_place=True)
+    detail: Any = {
+        "a": {"retry_interval": 5},
+        "b": {"max_retries": 9},
+        "c": {"retry_interval": 1, "max_retries": 0},
+        "d": own,
+    }
     assert detail_policies(detail, RetryPolicy(3, 30)) == {
         "a": RetryPolicy(3, 5),
         "b": RetryPolicy(9, 30),
         "c": RetryPolicy(0, 1),
+        "d": own,
     }
     with pytest.raises(ConfigurationError, match=r"retry_detail\['a'\] has 'interval'"):
         detail_policies({"a": {"interval": 5}}, RetryPolicy())

@@ -77,7 +77,8 @@ class KafkaConsumerServer:
             dead-lettered at once, unless its handler or event has a `retry_policy`.
         retry_interval: seconds until then.
         max_retries: how often; then it is dead-lettered.
-        retry_detail: the same two by topic: {topic: {"retry_interval": seconds, "max_retries": number}}.
+        retry_detail: the same two by topic: {topic: {"retry_interval": seconds, "max_retries": number}}, or
+            {topic: RetryPolicy}.
         no_commit: offsets are neither stored nor committed: every run starts where the last commit was.
         timeout: seconds without any message after which the server ends; None: never.
         reraise_exceptions: a runner's exception ends the server, after its record was dead-lettered.
@@ -143,7 +144,7 @@ class KafkaConsumerServer:
         max_poll_interval: float = 180,
         session_timeout: float = 6,
         heartbeat_interval: float = 2,
-        retry_detail: Mapping[str, Mapping[str, Any]] | None = None,
+        retry_detail: Mapping[str, RetryPolicy | Mapping[str, Any]] | None = None,
         on_assign_topics: PartitionHook | None = None,
         *,
         settings: Settings | None = None,
