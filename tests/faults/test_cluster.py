@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from in_flight import in_flight, lane_of_key, load_for, start_member, window
+from in_flight import lane_of_key, load_for, start_member, wait_for_in_flight, window
 from real_services import (
     COOPERATIVE,
     EAGER,
@@ -74,7 +74,7 @@ def test_a_rolling_restart_with_records_in_flight(cluster: RealKafka, tmp_path: 
                 member.wait_for_more()
             for node in (1, 2, 3):
                 sent, pid = load.acknowledged_count, cluster.pids[node]
-                assert in_flight(*members) > 1
+                wait_for_in_flight(*members)
                 cluster.terminate(node)  # it hands over what it leads
                 for member in members:
                     member.wait_for_more(100)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from in_flight import IN_FLIGHT, in_flight, lane_of_key, load_for, start_member, window
+from in_flight import CREWS, IN_FLIGHT, lane_of_key, load_for, start_member, wait_for_in_flight, window
 from real_services import (
     COOPERATIVE,
     EAGER,
@@ -36,19 +36,17 @@ PARTITIONS = {0, 1, 2, 3}
 IMPATIENT = "socket.timeout.ms=3000,reconnect.backoff.max.ms=500"
 
 
-def start_both(services: Services, *crews: str, **options: Any) -> list[Worker]:
-    """Two members that share the partitions."""
-    members = [
-        start_member(services, name, crew, **options) for name, crew in zip(("one", "other"), crews, strict=True)
-    ]
-    for member in members:
-        member.wait_for_more()
-    return members
+def wait_until_shared(*members: Worker) -> None:
+    """Wait until they share the partitions, and each has records in flight."""
+    for member in [*members, *members]:  # the first ones have to give some up when the last one comes
+        member.wait_for_more(30)
+    wait_for_in_flight(*members, each=3)
 
 
 def wait_for_takeover(load: Load, survivor: Worker, absent: Worker) -> None:
-    """Wait until `survivor` is past everything that `absent` can have fetched."""
-    survivor.wait_for(lambda: partitions_of(survivor) == PARTITIONS, "all partitions are taken over")
+    """Wait until `survivor` is past everything that `absent`, cut off by now, can have fetched."""
+    handled = survivor.count
+    survivor.wait_for(lambda: partitions_of(survivor, handled) == PARTITIONS, "all partitions are taken over")
     sent = set(load.acknowledged)
     survivor.wait_for(
         lambda: sent <= {(entry.partition, entry.offset) for entry in [*survivor.handled, *absent.handled]},
@@ -102,7 +100,7 @@ def test_half_of_the_members_is_replaced_again_and_again(
                 start_member(services, f"member-{round_number}-{n}", crew, **options) for n in range(len(leaving))
             ]
             joining[0].wait_for_err("assigned:")  # some join while others leave
-            assert in_flight(*leaving) > 1
+            wait_for_in_flight(*leaving)
             acknowledged = load.acknowledged_count
             for member in leaving:
                 member.terminate()
@@ -130,10 +128,11 @@ def test_a_member_stands_still_past_its_session(
     kafka: Any, services: Services, topic: str, protocol: str, crew: str
 ) -> None:
     with load_for(kafka.bootstrap_servers, topic, 4) as load:
-        still, other = start_both(services, crew, crew, protocol=protocol)
+        still, other = (start_member(services, name, crew, protocol=protocol) for name in ("still", "other"))
+        wait_until_shared(still, other)
         still.send_signal(signal.SIGSTOP)
-        begun, count = in_flight(still), still.count
-        assert begun > 1
+        begun, count = still.in_flight, still.count
+        assert begun > 0
         wait_for_takeover(load, other, still)
         assert (still.in_flight, still.count) == (begun, count)
         still.send_signal(signal.SIGCONT)
@@ -148,9 +147,10 @@ def test_a_member_stands_still_past_its_session(
 def test_connections_are_cut(own_kafka: RealKafka, own_services: Services, own_topic: str) -> None:
     proxy, cuts = own_kafka.proxies[0], 3
     with load_for(own_kafka.direct_bootstrap_servers, own_topic, 4) as load:
-        members = start_both(own_services, "tasks", "threads", rdkafka=IMPATIENT)
+        members = [start_member(own_services, crew, crew, rdkafka=IMPATIENT) for crew in CREWS]
+        wait_until_shared(*members)
         for _ in range(cuts):
-            assert in_flight(*members) > 1
+            wait_for_in_flight(*members)
             assert proxy.cut() > 0
             fetches = proxy.requests_seen[FETCH]
             wait_until(lambda fetches=fetches: proxy.requests_seen[FETCH] > fetches, "they fetch again")
@@ -177,10 +177,8 @@ def test_a_member_falls_into_a_black_hole(
     with load_for(direct, own_topic, 4) as load:
         hidden = start_member(own_services, "hidden", crew, **options)
         other = start_member(own_services, "other", crew, kafka=direct, **options)
-        hidden.wait_for_more()
-        other.wait_for_more()
+        wait_until_shared(hidden, other)
         swallowed = proxy.bytes_swallowed
-        assert in_flight(hidden) > 1
         proxy.black_hole(swallow=swallow)
         wait_for_takeover(load, other, hidden)
         assert proxy.bytes_swallowed > swallowed or not swallow
@@ -199,9 +197,9 @@ def test_a_member_falls_into_a_black_hole(
 )
 def test_kill_9_of_the_broker(own_kafka: RealKafka, own_services: Services, own_topic: str, protocol: str) -> None:
     with load_for(own_kafka.bootstrap_servers, own_topic, 4) as load:
-        members = start_both(own_services, "tasks", "threads", protocol=protocol, rdkafka=IMPATIENT)
+        members = [start_member(own_services, crew, crew, protocol=protocol, rdkafka=IMPATIENT) for crew in CREWS]
         pid = own_kafka.pids[1]
-        assert in_flight(*members) > 1
+        wait_until_shared(*members)
         own_kafka.kill()
         acknowledged = load.acknowledged_count
         wait_until(lambda: load.sent > acknowledged + 200, "messages pile up meanwhile")
@@ -272,14 +270,14 @@ def test_a_revocation_and_a_kill_while_records_fail(
     options["env"] = {"KEVEN_COMMIT_INTERVAL_MS": "50"}
     with load_for(direct, own_topic, 4) as load:
         survivor = start_member(own_services, "survivor", **options)
-        survivor.wait_for_more()
-        assert in_flight(survivor) > 10
+        wait_for_in_flight(survivor, each=10)
         victim = start_member(own_services, "victim", **options)
-        victim.wait_for_more()
-        survivor.wait_for_err("revoked: ")
+        wait_until_shared(victim, survivor)
+        assert "revoked: " in survivor.err
         victim.kill()
-        assert in_flight(victim) > 10
-        survivor.wait_for(lambda: partitions_of(survivor, 100) == PARTITIONS, "the survivor has taken over")
+        handled = survivor.count
+        assert victim.in_flight > 0
+        survivor.wait_for(lambda: partitions_of(survivor, handled) == PARTITIONS, "the survivor has taken over")
         load.stop()
     survivor.wait_for(lambda: committed(direct, own_topic, own_topic) == load.ends(), "all is done, says the service")
     survivor.stop()

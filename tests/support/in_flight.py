@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from real_services import Handling, Load, Services, Worker
+from real_services import Handling, Load, Services, Worker, wait_until
 
 RATE = 300
 KEYS = 128
@@ -17,9 +17,9 @@ CREWS: dict[str, dict[str, Any]] = {
 }
 
 
-def lane_of_key(entry: Handling) -> int:
+def lane_of_key(entry: Handling) -> tuple[int, int]:
     """What the records that are handled one after the other have in common."""
-    return entry.number % KEYS
+    return entry.partition, entry.number % KEYS
 
 
 def load_for(address: str, topic: str, partitions: int) -> Load:
@@ -42,8 +42,6 @@ def window(times: int) -> int:
     return times * int(IN_FLIGHT + IN_FLIGHT / WORK_S * 2 * COMMIT_INTERVAL_MS / 1000)
 
 
-def in_flight(*members: Worker) -> int:
-    """How many records the members have begun and not handled yet; each has some, or the test fails."""
-    found = [member.in_flight for member in members]
-    assert all(found), dict(zip((member.name for member in members), found, strict=True))
-    return sum(found)
+def wait_for_in_flight(*members: Worker, each: int = 1) -> None:
+    """Wait until each of the members has begun so many records and not handled them yet: the time for a fault."""
+    wait_until(lambda: all(member.in_flight >= each for member in members), "each has records in flight")

@@ -519,6 +519,14 @@ class Service:
         return f"--- {self.name} stdout ---\n{self.out[-2000:]}\n--- {self.name} stderr ---\n{self.err[-6000:]}"
 
 
+def _count(log: Path, mark: bytes) -> int:
+    """How often a mark stands in a file, which may not be there yet."""
+    try:
+        return log.read_bytes().count(mark)
+    except FileNotFoundError:
+        return 0
+
+
 class Worker(Service):
     """A service that runs LOAD_WORKER."""
 
@@ -529,8 +537,8 @@ class Worker(Service):
     @property
     def in_flight(self) -> int:
         """How many records it has begun, and has neither handled yet nor failed to handle."""
-        begun = self._log.with_suffix(".begun").read_bytes()
-        return begun.count(b"+") - begun.count(b"-") - self.count
+        begun = self._log.with_suffix(".begun")
+        return _count(begun, b"+") - _count(begun, b"-") - self.count
 
     @property
     def handled(self) -> list[Handling]:
@@ -544,11 +552,7 @@ class Worker(Service):
     @property
     def count(self) -> int:
         """How many records it has handled so far."""
-        try:
-            with self._log.open("rb") as log:
-                return log.read().count(b"\n")
-        except FileNotFoundError:
-            return 0
+        return _count(self._log, b"\n")
 
     def wait_for_count(self, count: int, deadline_s: float = DEADLINE_S) -> float:
         """Wait until it has handled so many."""
@@ -559,9 +563,9 @@ class Worker(Service):
         return self.wait_for_count(self.count + count, deadline_s)
 
 
-def partitions_of(worker: Worker, count: int | None = None) -> set[int]:
-    """Where the records are from that it has handled, or the last `count` of them."""
-    return {entry.partition for entry in worker.handled[-count if count else None :]}
+def partitions_of(worker: Worker, since: int = 0) -> set[int]:
+    """Where the records are from that it has handled, but for the first `since` of them."""
+    return {entry.partition for entry in worker.handled[since:]}
 
 
 class Services:
