@@ -1,10 +1,9 @@
 """Failing records under faults: each is handled or has its copy in the dead-letter topic before its offset moves on."""
 
-import struct
 from collections.abc import Callable
 
 import pytest
-from real_services import Load, Services, Worker, judge, read_topic, wait_until
+from real_services import Load, Services, Worker, judge, origin, read_topic, wait_until
 
 from keven_core.testing.proxy import FETCH, PRODUCE
 from keven_core.testing.real_kafka import RealKafka
@@ -16,14 +15,7 @@ EVERY = 5
 
 def letters_of(kafka: RealKafka, topic: str) -> list[tuple[int, int]]:
     """(partition, offset) of the origin of each dead letter, in order."""
-    found = []
-    for letter in read_topic(kafka.direct_bootstrap_servers, f"kafka_server.{topic}.dead"):
-        headers = dict(letter.headers() or ())
-        partition = struct.unpack(">i", headers["kafka_dlt-original-partition"] or b"")[0]
-        offset = struct.unpack(">q", headers["kafka_dlt-original-offset"] or b"")[0]
-        assert letter.value() is not None
-        found.append((partition, offset))
-    return found
+    return [origin(letter) for letter in read_topic(kafka.direct_bootstrap_servers, f"kafka_server.{topic}.dead")]
 
 
 def cut_connections(kafka: RealKafka, worker: Worker) -> None:

@@ -7,7 +7,6 @@ import itertools
 import os
 import re
 import signal
-import struct
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -15,8 +14,19 @@ from typing import Any
 
 import psutil
 import pytest
-from confluent_kafka import Message
-from real_services import Load, Service, Services, load_value, read_topic, send, wait_until
+from real_services import (
+    KIP_848,
+    Load,
+    Service,
+    Services,
+    committed,
+    load_value,
+    origin,
+    quicken_group,
+    read_topic,
+    send,
+    wait_until,
+)
 from waiting import is_gone
 
 pytestmark = pytest.mark.real_kafka
@@ -100,14 +110,6 @@ def one_for_each_partition(kafka: Any, topic: str, first: int, count: int = 40) 
     for partition in range(4):
         numbers = [number for number in range(first, first + count) if number % 4 == partition]
         send(kafka.bootstrap_servers, topic, map(load_value, numbers), partition=partition)
-
-
-def origin(letter: Message) -> tuple[int, int]:
-    headers = dict(letter.headers() or ())
-    return (
-        struct.unpack(">i", headers["kafka_dlt-original-partition"] or b"")[0],
-        struct.unpack(">q", headers["kafka_dlt-original-offset"] or b"")[0],
-    )
 
 
 # --- poison ----------------------------------------------------------------------------------------------------------
@@ -221,6 +223,39 @@ def test_a_killed_worker_is_replaced_and_none_outlives_its_launcher(kafka: Any, 
     service.kill()
     assert wait_until(lambda: all(map(is_gone, pids)), "nobody is left", 10) < 5
     assert "it had not ended in time" in service.err
+
+
+def test_a_worker_killed_with_records_in_flight_is_replaced(kafka: Any, services: Services, topic: str) -> None:
+    """Under the new group protocol, where its partitions are the other's until the next one has joined."""
+    quicken_group(services.direct_address, topic)
+    env = {"KEVEN_RDKAFKA_OPTIONS": KIP_848, "KEVEN_COMMIT_INTERVAL_MS": "250"}
+    poison = "def poison(number):\n    time.sleep(0.1)\n"
+    with Load(kafka.bootstrap_servers, topic, 4, keys=64, rate=200) as load:
+        service = run(services, topic, poison, env, order="key", workers=32)
+        service.wait_for(lambda: len({line.pid for line in lines(service, "done")}) == 2, "both workers work")
+        service.wait_for(lambda: {line.partition for line in lines(service, "done")} == {0, 1, 2, 3}, "on all of them")
+        victim = lines(service, "done")[-1].pid
+        acknowledged = load.acknowledged_count
+        os.kill(victim, signal.SIGKILL)
+        service.wait_for(lambda: is_gone(victim), "it is dead")
+        before = committed(kafka.bootstrap_servers, topic)
+        begun, ended = ([line for line in lines(service, kind) if line.pid == victim] for kind in ("begin", "done"))
+        fell = {line.number for line in begun} - {line.number for line in ended}
+        assert len(fell) > 1
+        service.wait_for_err("has ended: it was killed by SIGKILL; in hand: ")
+        service.wait_for(lambda: len({line.pid for line in lines(service, "done")}) == 3, "the next one works")
+        assert load.acknowledged_count > acknowledged
+        load.stop()
+    service.wait_for(lambda: done(service) >= set(range(load.sent)), "everything is handled")
+    assert victim not in workers_of(service)
+    stop(service)
+    assert committed(kafka.bootstrap_servers, topic) == load.ends()
+    places = Counter((line.partition, line.offset) for line in lines(service, "done"))
+    assert set(places) == set(load.acknowledged)
+    again = [place for place, count in places.items() if count > 1]
+    assert max(places.values()) <= 2
+    assert set(again) <= {(line.partition, line.offset) for line in ended}
+    assert all(offset >= before.get(partition, 0) for partition, offset in again), (again, before)
 
 
 def test_no_worker_outlives_its_supervisor(kafka: Any, services: Services, topic: str) -> None:

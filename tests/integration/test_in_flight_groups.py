@@ -11,9 +11,9 @@ from real_services import (
     Handling,
     Load,
     Services,
-    Worker,
     assert_delivered,
     committed,
+    partitions_of,
     wait_until_all_handled,
 )
 
@@ -36,10 +36,6 @@ def lane_of(order: str) -> Callable[[Handling], Any]:
         "key": lambda entry: entry.number % KEYS,
         "none": lambda entry: (entry.partition, entry.offset),
     }[order]
-
-
-def partitions_of(worker: Worker) -> set[int]:
-    return {entry.partition for entry in worker.handled}
 
 
 @pytest.mark.parametrize(

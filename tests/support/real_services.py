@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -222,6 +223,13 @@ def read_topic(address: str, topic: str, **settings: Any) -> list[Message]:
         client.close()
 
 
+def origin(letter: Message) -> tuple[int, int]:
+    """(partition, offset) of the record that a dead letter is a copy of."""
+    headers = dict(letter.headers() or ())
+    partition, offset = (headers[f"kafka_dlt-original-{name}"] or b"" for name in ("partition", "offset"))
+    return struct.unpack(">i", partition)[0], struct.unpack(">q", offset)[0]
+
+
 def send(address: str, topic: str, values: Iterable[bytes | None], *, partition: int = -1, **options: Any) -> None:
     """Produce values and wait for the acknowledgement of each. `options`: key, headers, timestamp, settings."""
     failed: list[KafkaError] = []
@@ -351,7 +359,7 @@ from keven_core.kafka.events.server import start_events_receiver_server
 
 options = json.loads(sys.argv[1])
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-log = os.open(options["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+log, begun = (os.open(options[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND) for name in ("log", "begun"))
 work_s = options["work_s"]
 fails_every = options["fails_every"]
 
@@ -361,24 +369,32 @@ class Load(Event):
     id: int
 
 
-def note(event):
+def begin(event):
+    os.write(begun, b"+")
+    if work_s >= 1:
+        logging.info("at work")
+    return current_record()
+
+
+def note(event, record):
     if fails_every and event.id % fails_every == 0:
+        os.write(begun, b"-")
         raise ValueError(f"{event.id} is one of those that fail")
-    record = current_record()
     os.write(log, b"%d %d %d %d\\n" % (record.partition, record.offset, event.id, time.monotonic_ns()))
 
 
 if options["asynchronous"]:
 
+    async def work(event, record):
+        if work_s:
+            await asyncio.sleep(work_s)
+        note(event, record)
+
     class Handler(EventHandler):
         event_name = "LOAD"
 
         async def handle_event(self, event):
-            if work_s >= 1:
-                logging.info("at work")
-            if work_s:
-                await asyncio.sleep(work_s)
-            note(event)
+            await work(event, begin(event))
 
 else:
 
@@ -386,41 +402,13 @@ else:
         event_name = "LOAD"
 
         def handle_event(self, event):
-            if work_s >= 1:
-                logging.info("at work")
+            record = begin(event)
             if work_s:
                 time.sleep(work_s)
-            note(event)
+            note(event, record)
 
 
-if options["planted"]:
-    # The mistake that the oracle has to find: offsets are committed first, and the handlers run afterwards.
-    from keven_core._native import consumer as module
-
-    waiting = []
-
-    class WrongWayRound:
-        def __init__(self, *args, **kwargs):
-            self._consumer = RealConsumer(*args, **kwargs)
-
-        def __getattr__(self, name):
-            return getattr(self._consumer, name)
-
-        def run(self):
-            self._consumer.run()
-            self._consumer.finish_batch()
-            self._consumer.commit(5000)
-            while waiting:
-                partition, offset, number = waiting.pop(0)
-                time.sleep(work_s)
-                os.write(log, b"%d %d %d %d\\n" % (partition, offset, number, time.monotonic_ns()))
-
-    def put_off(self, event):
-        record = current_record()
-        waiting.append((record.partition, record.offset, event.id))
-
-    RealConsumer, module.Consumer = module.Consumer, WrongWayRound
-    Handler.handle_event = put_off
+exec(options["planted"])  # a mistake that the oracle has to find
 
 start_events_receiver_server(server_name=options["group"], topics=options["topics"], **options["server"])
 logging.info("ended in order")
@@ -531,12 +519,26 @@ class Service:
         return f"--- {self.name} stdout ---\n{self.out[-2000:]}\n--- {self.name} stderr ---\n{self.err[-6000:]}"
 
 
+def _count(log: Path, mark: bytes) -> int:
+    """How often a mark stands in a file, which may not be there yet."""
+    try:
+        return log.read_bytes().count(mark)
+    except FileNotFoundError:
+        return 0
+
+
 class Worker(Service):
     """A service that runs LOAD_WORKER."""
 
     def __init__(self, name: str, arguments: list[str], folder: Path, env: Mapping[str, str], log: Path) -> None:
         self._log = log
         super().__init__(name, arguments, folder, env)
+
+    @property
+    def in_flight(self) -> int:
+        """How many records it has begun, and has neither handled yet nor failed to handle."""
+        begun = self._log.with_suffix(".begun")
+        return _count(begun, b"+") - _count(begun, b"-") - self.count
 
     @property
     def handled(self) -> list[Handling]:
@@ -550,11 +552,7 @@ class Worker(Service):
     @property
     def count(self) -> int:
         """How many records it has handled so far."""
-        try:
-            with self._log.open("rb") as log:
-                return log.read().count(b"\n")
-        except FileNotFoundError:
-            return 0
+        return _count(self._log, b"\n")
 
     def wait_for_count(self, count: int, deadline_s: float = DEADLINE_S) -> float:
         """Wait until it has handled so many."""
@@ -563,6 +561,11 @@ class Worker(Service):
     def wait_for_more(self, count: int = 50, deadline_s: float = DEADLINE_S) -> float:
         """Wait until it has handled so many more than now."""
         return self.wait_for_count(self.count + count, deadline_s)
+
+
+def partitions_of(worker: Worker, since: int = 0) -> set[int]:
+    """Where the records are from that it has handled, but for the first `since` of them."""
+    return {entry.partition for entry in worker.handled[since:]}
 
 
 class Services:
@@ -606,7 +609,7 @@ class Services:
         rdkafka: str = "",
         work_s: float = 0.0,
         asynchronous: bool = False,
-        planted: bool = False,
+        planted: str = "",
         fails_every: int = 0,
         kafka: str | None = None,
         **server: Any,
@@ -614,12 +617,13 @@ class Services:
         """Start a load worker.
 
         `topics` default to the one named like the group; `protocol` and `rdkafka` are entries of
-        KEVEN_RDKAFKA_OPTIONS; `server` are further arguments of the launcher. Sessions are short (2 s), so that a test
-        of a killed member does not wait for long.
+        KEVEN_RDKAFKA_OPTIONS; `planted` is run by LOAD_WORKER before its server starts; `server` are further arguments
+        of the launcher. Sessions are short (2 s), so that a test of a killed member does not wait for long.
         """
         log = self.folder / f"{name}.log"
         options = {
             "log": str(log),
+            "begun": str(log.with_suffix(".begun")),
             "topics": list(topics) or [self.group],
             "group": group or self.group,
             "work_s": work_s,
