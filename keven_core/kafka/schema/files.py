@@ -30,7 +30,7 @@ class Report:
         direction: "backward", "forward" or "full".
         changes: everything that differs from the snapshot.
         undecodable: golden bytes that the present classes can't decode, each with the reason.
-        without_bytes: events that no golden bytes can be made of, each with the reason.
+        without_bytes: events and commands that no golden bytes can be made of, each with the reason.
         is_current: whether the files are what an update would write.
     """
 
@@ -44,8 +44,7 @@ class Report:
     @property
     def breaking(self) -> list[str]:
         """What breaks, a line each; empty: nothing does."""
-        broken = [str(change) for change in self.changes if change.is_breaking(self.direction)]
-        return broken + [f"{one}" for one in self.undecodable]
+        return [str(change) for change in self.changes if change.is_breaking(self.direction)] + self.undecodable
 
     def __str__(self) -> str:
         compatible = [change for change in self.changes if not change.is_breaking(self.direction)]
@@ -57,10 +56,7 @@ class Report:
 
 
 def _elsewhere(change: Change) -> str:
-    reason = {
-        "forward": "old readers can't read it",
-        "backward": "old records can't be read",
-    }
+    reason = {"forward": "old readers can't read it", "backward": "old records can't be read"}
     return "".join(f" [breaks {direction}: {reason[direction]}]" for direction in sorted(change.breaks))
 
 
@@ -104,6 +100,7 @@ class _Files:
             raise ConfigurationError(f"direction={direction!r} is not allowed: {', '.join(DIRECTIONS)}")
         self._path, self._golden_path = Path(path), golden_path(path)
         self._new = take_snapshot()
+        self._described, self._types = describe("#/types/{name}")
         if new_allowed and not self._path.exists():
             old, kept = {"format": FORMAT, "types": {}}, {}
         else:
@@ -115,30 +112,30 @@ class _Files:
         self.report.is_current = (old, kept) == (self._new, self._golden)
 
     def _add_kept(self, kept: Mapping[str, Any]) -> None:
+        classes = {(one.section, one.name): one.cls for one in self._described}
         for section in sorted(kept.keys() - {"format"}):
             for name, entries in kept[section].items():
-                for number, entry in enumerate(entries):
-                    reason = undecodable(name, entry) if name in self._new.get(section, {}) else "it is not registered"
+                for number, entry in enumerate(entries, 1):
+                    registered = (section, name) in classes
+                    reason = undecodable(classes[section, name], entry) if registered else "it is not registered"
                     if reason is None:
                         self._golden.setdefault(section, {}).setdefault(name, []).append(entry)
                     else:
-                        where = f"{section.removesuffix('s')} {name}, golden bytes {number + 1} of {len(entries)}"
+                        where = f"{section.removesuffix('s')} {name}, golden bytes {number} of {len(entries)}"
                         self.report.undecodable.append(f"{where}: {reason}")
 
     def _add_present(self) -> None:
-        described, types = describe("#/types/{name}")
-        for event in described:
-            if event.section == "topics":
+        for one in self._described:
+            if one.section == "topics":  # others write them
                 continue
             try:
-                made = bytes_of(event, types)
+                made = bytes_of(one, self._types)
             except ValueError as error:
-                self.report.without_bytes.append(f"{event.section.removesuffix('s')} {event.name}: {error}")
+                self.report.without_bytes.append(f"{one.section.removesuffix('s')} {one.name}: {error}")
                 continue
-            entries = self._golden.setdefault(event.section, {}).setdefault(event.name, [])
-            entries += [one for one in made if one not in entries]
-            if not entries:
-                del self._golden[event.section][event.name]
+            if made:
+                entries = self._golden.setdefault(one.section, {}).setdefault(one.name, [])
+                entries += [entry for entry in made if entry not in entries]
 
     def write(self) -> None:
         """Write both; a reader, or a run that is killed, never sees half a file."""

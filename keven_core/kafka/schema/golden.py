@@ -1,4 +1,4 @@
-"""Golden bytes: examples of every event as its class writes them, kept for ever and decoded by every later release.
+"""Golden bytes: examples of every event and command as its class writes them, kept for ever and decoded by every later release.
 
 Examples are made from the schema, the same ones each time: every field has a value, containers hold one item, and there
 are as many examples as the widest union has members, so that each of them occurs. Where a value can't be guessed (a
@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from keven_core.kafka.errors import KevenError
-from keven_core.kafka.routing import event_decoders
+from keven_core.kafka.message import decoders_of
 from keven_core.kafka.schema.changes import KEYS, OPAQUE, alternatives, kind_of
 from keven_core.kafka.schema.snapshot import Described
 
@@ -42,36 +42,38 @@ _REFUSALS = (msgspec.MsgspecError, KevenError, TypeError, ValueError)
 _KEYS: dict[str, str] = {"int": "1", "float": "1.5", **{kind: text for kind, text in _TEXTS.items() if " " not in kind}}
 
 
-def bytes_of(event: Described, types: Mapping[str, Any]) -> list[Bytes]:
-    """The golden bytes of an event's present class; an event without a class has none.
+def bytes_of(message: Described, types: Mapping[str, Any]) -> list[Bytes]:
+    """The golden bytes of the present class of an event or command; without a class there are none.
 
     Arguments:
-        event, types: as `snapshot.describe` gives them.
+        message, types: as `snapshot.describe` gives them.
 
     Raises ValueError, with the reason, when no example can be made.
     """
-    if event.cls is None:
+    if message.cls is None:
         return []
     made: list[Bytes] = []
-    count = 1
-    while len(made) < count:
-        maker = _Examples(types, len(made))
+    count = number = 0
+    while number <= count:
+        maker = _Examples(types, number)
         try:
-            value = maker.make(event.schema)
-            instance = event_decoders(event.name, bound=True)[0](msgspec.json.encode(value))
+            value = maker.make(message.schema)
+            instance = decoders_of(message.cls)[0](msgspec.json.encode(value))
             text, packed = instance.serialize("json").decode(), instance.serialize("msgpack")
         except _Unknown as error:
             raise ValueError(f"no example can be made of {error}; Meta(examples=[...]) gives one") from None
         except _REFUSALS as error:
             raise ValueError(f"its class refuses the example: {error}; Meta(examples=[...]) gives another") from error
-        made.append({"json": text, "msgpack": base64.b64encode(packed).decode()})
-        count = maker.count
-    return [one for index, one in enumerate(made) if one not in made[:index]]
+        entry = {"json": text, "msgpack": base64.b64encode(packed).decode()}
+        if entry not in made:
+            made.append(entry)
+        number, count = number + 1, maker.count - 1
+    return made
 
 
-def undecodable(name: str, kept: Mapping[str, str]) -> str | None:
-    """Why the present class of the event `name` can't decode kept bytes; None: it can."""
-    decode_json, decode_msgpack = event_decoders(name, bound=True)
+def undecodable(cls: Any, kept: Mapping[str, str]) -> str | None:
+    """Why the present class can't decode kept bytes; None: it can. `cls` is None where handlers get generic ones."""
+    decode_json, decode_msgpack = decoders_of(dict[str, Any] if cls is None else cls)
     try:
         decode_json(kept["json"].encode())
         decode_msgpack(base64.b64decode(kept["msgpack"]))

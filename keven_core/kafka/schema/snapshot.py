@@ -1,14 +1,15 @@
-"""The snapshot: every registered event with its schema, topic and handlers, as plain data for a file.
+"""The snapshot: every registered event and command with its schema, topic and handlers, as plain data for a file.
 
     {
       "format": 1,
+      "commands": {NAME: {...}},
       "events": {NAME: {"topic": ..., "key_field": ..., "handlers": [...], "schema": {"$ref": "#/types/OrderPlaced"}}},
       "topics": {TOPIC: {"topic": ..., "key_field": null, "handlers": [...], "schema": ...}},      foreign ones
       "types": {"OrderPlaced": {"type": "object", "properties": ..., "required": [...]}, ...}
     }
 
 Schemas are JSON Schema as msgspec makes it, without titles and descriptions, which change nothing. What msgspec can't
-describe is {"x-opaque": "module.Class"}. An event that has handlers and no class is {}: anything.
+describe is {"x-opaque": "module.Class"}. An event or command that has handlers and no class is {}: anything.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
-from keven_core.kafka.abstracts.metaclass.base_handler_meta import EVENT_REGISTRY
-from keven_core.kafka.events.event import Event
-from keven_core.kafka.registry import Handler, HandlerRegistry
+from keven_core.kafka.errors import RegistrationError
+from keven_core.kafka.kinds import KINDS
+from keven_core.kafka.registry import Handler
 from keven_core.kafka.schema.changes import KEYS, OPAQUE, TAG, TYPE
-from keven_core.kafka.topics import event_topic
 
 __all__ = ["FORMAT", "Described", "describe", "schemas_of", "take_snapshot"]
 
@@ -39,10 +39,10 @@ class Described:
     """What one registered name is.
 
     Attributes:
-        section: where it stands in a snapshot: "events", or "topics" for foreign ones.
-        name: the event's name, or the topic.
+        section: where it stands in a snapshot: "events", "commands", or "topics" for foreign ones.
+        name: the event's or command's name, or the topic.
         topic: where it is published.
-        cls: the class of an event, or the type of a foreign topic's values; None: it has none.
+        cls: the class of an event or command, or the type of a foreign topic's values; None: it has none.
         handlers: module and qualified name of each, sorted.
         codec: "json" or "msgpack" for a foreign topic that says so.
         schema: its JSON Schema, with references into the types.
@@ -63,7 +63,10 @@ class Described:
 
 
 def take_snapshot() -> dict[str, Any]:
-    """The snapshot of what is registered in this process. Sorted, and the same for the same classes."""
+    """The snapshot of what is registered in this process. Sorted, and the same for the same classes.
+
+    Raises RegistrationError for two classes of one name, and for annotations that name nothing.
+    """
     described, types = describe("#/types/{name}")
     found: dict[str, Any] = {"format": FORMAT, "types": {name: _bare(node) for name, node in types.items()}}
     for one in described:
@@ -98,18 +101,15 @@ def _bare(node: Any) -> Any:
 
 
 def _registered() -> Iterator[Described]:
-    kinds: list[tuple[str, dict[str, Any], HandlerRegistry, Any]] = [
-        ("events", Event.classes, EVENT_REGISTRY, event_topic)  # type: ignore[list-item]
-    ]
-    for section, classes, registry, topic_of in kinds:
-        for name in sorted({*classes, *registry.names()}):
+    for kind in KINDS:
+        registry = kind.registry
+        for name in {*kind.classes, *registry.names()}:
             handlers = registry.handlers_of(name)
-            yield Described(section, name, topic_of(name), classes.get(name), _names(handlers))
+            yield Described(f"{kind.noun}s", name, kind.topic_of(name), kind.classes.get(name), _names(handlers))
         for topic in registry.foreign_topics():
             handlers = registry.handlers_of(topic, foreign=True)
-            first = handlers[0]
-            value_type = None if first.value_type is bytes else first.value_type
-            yield Described("topics", topic, topic, value_type, _names(handlers), first.codec)
+            value_type = None if handlers[0].value_type is bytes else handlers[0].value_type
+            yield Described("topics", topic, topic, value_type, _names(handlers), handlers[0].codec)
 
 
 def _names(handlers: Iterable[Handler]) -> tuple[str, ...]:
@@ -128,10 +128,15 @@ def describe(ref_template: str) -> tuple[list[Described], dict[str, Any]]:
 
 
 def schemas_of(types: Iterable[Any], ref_template: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The JSON Schema of each type, and of the types that they refer to, by name."""
+    """The JSON Schema of each type, and of the types that they refer to, by name. Raises RegistrationError."""
     given = list(types)
     known = [one for one in given if _can_be_described(one)]
-    made, components = msgspec.json.schema_components(known, schema_hook=_opaque, ref_template=ref_template)
+    try:
+        made, components = msgspec.json.schema_components(known, schema_hook=_opaque, ref_template=ref_template)
+    except KeyError as error:  # how msgspec takes it
+        raise RegistrationError(
+            f"two classes are called {_name_of(error.args[0])}: a snapshot tells types by their names; rename one"
+        ) from error
     annotator = _Annotator(components)
     for info, schema in zip(inspect.multi_type_info(known), made, strict=True):
         annotator.annotate(info, schema)
@@ -144,12 +149,19 @@ def _can_be_described(given: Any) -> bool:
         msgspec.json.schema_components([given], schema_hook=_opaque)
     except TypeError:  # a default that JSON has no form for, a union that msgspec does not decode
         return False
+    except NameError as error:
+        raise RegistrationError(
+            f"{_name_of(given)} has an annotation that leads nowhere: {error}; the name has to stand in its module"
+        ) from error
     return True
 
 
 def _opaque(cls: Any) -> dict[str, Any]:
-    name = f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else str(cls)
-    return {OPAQUE: name}
+    return {OPAQUE: _name_of(cls)}
+
+
+def _name_of(cls: Any) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else str(cls)
 
 
 class _Annotator:
