@@ -1,4 +1,4 @@
-"""Pytest fixtures for services: `embedded_kafka`, `kafka` (a real broker), `handler_registry`, `assert_schema_compatible`.
+"""Pytest fixtures: `embedded_kafka`, `kafka` (a real broker), `handler_registry`, `assert_schema_compatible`.
 
 Installed with the package (entry point `pytest11`); nothing of it is imported before a fixture is used.
 """
@@ -72,8 +72,7 @@ def handler_registry() -> Iterator[Any]:
 def assert_schema_compatible() -> Callable[..., None]:
     """A function that fails the test when what is registered breaks a committed snapshot or its golden bytes.
 
-    Arguments: `path` of the snapshot (schema/keven.json by default) and `direction`, as of keven_core.kafka.schema.check().
-    The test imports the modules that register before it calls it. A missing file is a ConfigurationError.
+    Arguments and errors as of keven_core.kafka.schema.check(). The modules that register have to be imported before.
     """
     from keven_core.kafka.schema.files import DEFAULT_PATH, check
 

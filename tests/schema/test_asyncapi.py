@@ -140,7 +140,13 @@ def test_payload_schemas_are_draft_07_and_hold_for_what_is_written(document: dic
     order = Event.classes["ORDER_PLACED"]
     for event in (order(order_id=1), order(order_id=2, cost=Gift(), place=(1.5, 2), by_day={1: datetime.date.today()})):
         payload_validator.validate(json.loads(event.serialize()))
-    for wrong in ({"place": [1, 2, 3]}, {"place": ["a", 1]}, {"size": "M"}, {"cost": {"type": "loan"}}, {"order_id": ""}):
+    for wrong in (
+        {"place": [1, 2, 3]},
+        {"place": ["a", 1]},
+        {"size": "M"},
+        {"cost": {"type": "loan"}},
+        {"order_id": ""},
+    ):
         with pytest.raises(jsonschema.ValidationError):
             payload_validator.validate({**json.loads(order(order_id=1).serialize()), **wrong})
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
@@ -116,7 +116,7 @@ def test_old_golden_bytes_stay_and_are_decoded_by_later_releases(release: Releas
     release.is_now(first)
     update(release.path)
     before = release.golden()
-    release.is_now(lambda: placed({**FIRST, "note": (Optional[str], None)}))
+    release.is_now(lambda: placed({**FIRST, "note": (str | None, None)}))
     assert not update(release.path).breaking
     assert release.golden()[: len(before)] == before
     assert len(release.golden()) == len(before) + 2
@@ -209,7 +209,7 @@ def test_a_handler_that_is_gone_breaks(release: Release) -> None:
 def test_the_direction_decides_and_the_other_one_is_told(release: Release) -> None:
     release.is_now(first)
     update(release.path)
-    release.is_now(lambda: placed({**FIRST, "order_id": Optional[int]}))
+    release.is_now(lambda: placed({**FIRST, "order_id": int | None}))
     told = "event ORDER_PLACED.order_id: integer became integer | null"
     backward, forward, full = (check(release.path, direction) for direction in ("backward", "forward", "full"))
     assert backward.breaking == []
@@ -223,20 +223,23 @@ def test_other_kinds_of_registrations(release: Release) -> None:
         event_handler(topic="raw.v1")(print)
         event_handler("NO_CLASS")(print)
         COMMANDS.classes["PLACE"] = placed(FIRST, name="PLACE")  # commands are kept as events are
-        placed({"price": (Optional[Money], None), "line": (Optional[Line], None)}, name="PRICED")
+        placed({"price": (Money | None, None), "line": (Line | None, None)}, name="PRICED")
         placed({"price": Money}, name="MONEY")
+        Event.classes["OLD"] = Money  # type: ignore[assignment]  # a class that is no struct
         placed({"blob": (msgspec.Raw, msgspec.Raw())}, name="RAW")
 
     release.is_now(registers)
     report = update(release.path)
     assert report.without_bytes == [
         f"event MONEY: no example can be made of price: {__name__}.Money; Meta(examples=[...]) gives one",
+        f"event OLD: no example can be made of {__name__}.Money; Meta(examples=[...]) gives one",
         "event RAW: no example can be made of shop.RawEvent; Meta(examples=[...]) gives one",
     ]
     snapshot = take_snapshot()
     assert snapshot["topics"]["prices.v1"]["schema"] == {"$ref": "#/types/Line"}
     assert snapshot["topics"]["raw.v1"]["schema"] == snapshot["events"]["NO_CLASS"]["schema"] == {}
     assert snapshot["commands"]["PLACE"]["topic"] == "keven_commands_place"
+    assert snapshot["events"]["OLD"]["schema"] == {"x-opaque": f"{__name__}.Money"}
     assert snapshot["events"]["RAW"]["schema"] == {"x-opaque": "shop.RawEvent"}
     assert {"x-opaque": f"{__name__}.Money"} in [
         part
@@ -298,7 +301,7 @@ def test_two_classes_of_one_name_are_refused(release: Release) -> None:
 
 def test_an_annotation_that_names_nothing_is_refused(release: Release) -> None:
     release.is_now(lambda: placed({"x": "Nowhere"}))
-    with pytest.raises(RegistrationError, match=r"shop\.Order_PlacedEvent has an annotation that leads nowhere: name 'No"):
+    with pytest.raises(RegistrationError, match=r"shop\.Order_PlacedEvent has an annotation that leads nowhere: name"):
         take_snapshot()
 
 
@@ -345,7 +348,7 @@ def test_the_fixture_passes_and_fails_with_the_report(release: Release, assert_s
     release.is_now(first)
     update(release.path)
     assert_schema_compatible(release.path)
-    release.is_now(lambda: placed({**FIRST, "order_id": Optional[int]}))
+    release.is_now(lambda: placed({**FIRST, "order_id": int | None}))
     assert_schema_compatible(release.path)
     with pytest.raises(pytest.fail.Exception, match=r"BREAKING    event ORDER_PLACED.order_id: integer became"):
         assert_schema_compatible(release.path, direction="full")

@@ -23,7 +23,7 @@ from typing import Any
 from keven_core.kafka.errors import ConfigurationError
 from keven_core.kafka.topics import folded
 
-__all__ = ["BACKWARD", "DIRECTIONS", "KEYS", "OPAQUE", "TAG", "TYPE", "Change", "alternatives", "compare", "kind_of", "spell"]
+__all__ = ["BACKWARD", "DIRECTIONS", "Change", "alternatives", "compare", "kind_of", "spell"]
 
 Node = Mapping[str, Any]
 Types = Mapping[str, Node]

@@ -102,7 +102,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, help_text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=help_text, description=help_text)
-        added.add_argument("modules", nargs="+", metavar="MODULE", help="imported, so that it registers, as shop.events")
+        added.add_argument("modules", nargs="+", metavar="MODULE", help="imported, so that it registers")
         added.set_defaults(run=run)
         return added
 

@@ -1,4 +1,4 @@
-"""The committed files: a snapshot, and beside it the golden bytes; checked against what is registered now, or updated."""
+"""The committed files: a snapshot, and the golden bytes beside it; both checked against the registry, or updated."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ class _Files:
         if new_allowed and not self._path.exists():
             old, kept = {"format": FORMAT, "types": {}}, {}
         else:
-            old, kept = _read(self._path), _read(self._golden_path)
+            old = _read(self._path, "`python -m keven_core schema update MODULE ...` makes it")
+            kept = _read(self._golden_path, f"get it back from version control: it belongs to {self._path}")
         self.report = Report(self._path, direction, compare(old, self._new))
         self._golden: dict[str, Any] = {"format": FORMAT}
         self._add_kept(kept)
@@ -146,8 +147,7 @@ class _Files:
             temporary.replace(path)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    hint = "`python -m keven_core schema update MODULE ...` makes it"
+def _read(path: Path, hint: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

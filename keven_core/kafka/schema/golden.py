@@ -1,4 +1,4 @@
-"""Golden bytes: examples of every event and command as its class writes them, kept for ever and decoded by every later release.
+"""Golden bytes: examples of every event and command as its class writes them, which every later release has to decode.
 
 Examples are made from the schema, the same ones each time: every field has a value, containers hold one item, and there
 are as many examples as the widest union has members, so that each of them occurs. Where a value can't be guessed (a

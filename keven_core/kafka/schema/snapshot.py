@@ -185,6 +185,7 @@ class _Annotator:
             zone = {True: "aware ", False: "naive ", None: ""}[info.tz]
             node[TYPE] = zone + ("datetime" if isinstance(info, inspect.DateTimeType) else "time")
         elif isinstance(info, inspect.UnionType):
+            node["anyOf"].sort(key=_is_null)  # where null stands depends on msgspec's version
             for part, member in zip(sorted(info.types, key=_place), _members(node), strict=True):
                 self.annotate(part, member)
         elif isinstance(info, inspect.CollectionType):
@@ -213,8 +214,12 @@ def _members(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield part
 
 
+def _is_null(node: dict[str, Any]) -> bool:
+    return node.get("type") == "null"
+
+
 def _place(info: Any) -> int:
-    """msgspec describes a union's structs after its other members, and None at the end."""
+    """msgspec describes a union's structs after its other members; None is at the end."""
     while isinstance(info, inspect.Metadata):
         info = info.type
     if isinstance(info, inspect.NoneType):
