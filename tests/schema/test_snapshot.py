@@ -13,6 +13,7 @@ import pytest
 from msgspec import Meta
 
 from keven_core.kafka import event_handler
+from keven_core.kafka.abstracts.metaclass.base_handler_meta import register_handler
 from keven_core.kafka.errors import ConfigurationError, RegistrationError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.kinds import COMMANDS, KINDS
@@ -221,6 +222,7 @@ def test_other_kinds_of_registrations(release: Release) -> None:
     def registers() -> None:
         event_handler(topic="prices.v1", value_type=Line, codec="json")(print)
         event_handler(topic="raw.v1")(print)
+        register_handler(COMMANDS, repr, topic="raw.v1")
         event_handler("NO_CLASS")(print)
         COMMANDS.classes["PLACE"] = placed(FIRST, name="PLACE")  # commands are kept as events are
         placed({"price": (Money | None, None), "line": (Line | None, None)}, name="PRICED")
@@ -236,6 +238,7 @@ def test_other_kinds_of_registrations(release: Release) -> None:
         "event RAW: no example can be made of shop.RawEvent; Meta(examples=[...]) gives one",
     ]
     snapshot = take_snapshot()
+    assert snapshot["topics"]["raw.v1"]["handlers"] == ["builtins.print", "builtins.repr"]
     assert snapshot["topics"]["prices.v1"]["schema"] == {"$ref": "#/types/Line"}
     assert snapshot["topics"]["raw.v1"]["schema"] == snapshot["events"]["NO_CLASS"]["schema"] == {}
     assert snapshot["commands"]["PLACE"]["topic"] == "keven_commands_place"

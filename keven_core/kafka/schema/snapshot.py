@@ -101,15 +101,17 @@ def _bare(node: Any) -> Any:
 
 
 def _registered() -> Iterator[Described]:
+    foreign: dict[str, list[Handler]] = {}
     for kind in KINDS:
         registry = kind.registry
         for name in {*kind.classes, *registry.names()}:
             handlers = registry.handlers_of(name)
             yield Described(f"{kind.noun}s", name, kind.topic_of(name), kind.classes.get(name), _names(handlers))
         for topic in registry.foreign_topics():
-            handlers = registry.handlers_of(topic, foreign=True)
-            value_type = None if handlers[0].value_type is bytes else handlers[0].value_type
-            yield Described("topics", topic, topic, value_type, _names(handlers), handlers[0].codec)
+            foreign.setdefault(topic, []).extend(registry.handlers_of(topic, foreign=True))
+    for topic, handlers in foreign.items():
+        value_type = None if handlers[0].value_type is bytes else handlers[0].value_type
+        yield Described("topics", topic, topic, value_type, _names(handlers), handlers[0].codec)
 
 
 def _names(handlers: Iterable[Handler]) -> tuple[str, ...]:
