@@ -158,8 +158,8 @@ def is_careful(old: str, new: str) -> bool:
 
 
 def snapshot(given_type: Any) -> dict[str, Any]:
-    (schema,), types = schemas_of([given_type], "#/types/{name}")
-    return {"format": 1, "types": types, "topics": {"t": {"topic": "t", "handlers": ["h"], "schema": schema}}}
+    schemas, types = schemas_of({"t": given_type}, "#/types/")
+    return {"format": 1, "types": types, "topics": {"t": {"topic": "t", "handlers": ["h"], "schema": schemas["t"]}}}
 
 
 def changes(old: Any, new: Any) -> list[Change]:

@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from keven_core.kafka import event_handler
 from keven_core.kafka.abstracts.metaclass.base_handler_meta import register_handler
+from keven_core.kafka.commands.command import Command
 from keven_core.kafka.errors import ConfigurationError, RegistrationError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.kinds import COMMANDS, KINDS
@@ -224,7 +225,6 @@ def test_other_kinds_of_registrations(release: Release) -> None:
         event_handler(topic="raw.v1")(print)
         register_handler(COMMANDS, repr, topic="raw.v1")
         event_handler("NO_CLASS")(print)
-        COMMANDS.classes["PLACE"] = placed(FIRST, name="PLACE")  # commands are kept as events are
         placed({"price": (Money | None, None), "line": (Line | None, None)}, name="PRICED")
         placed({"price": Money}, name="MONEY")
         Event.classes["OLD"] = Money  # type: ignore[assignment]  # a class that is no struct
@@ -241,7 +241,6 @@ def test_other_kinds_of_registrations(release: Release) -> None:
     assert snapshot["topics"]["raw.v1"]["handlers"] == ["builtins.print", "builtins.repr"]
     assert snapshot["topics"]["prices.v1"]["schema"] == {"$ref": "#/types/Line"}
     assert snapshot["topics"]["raw.v1"]["schema"] == snapshot["events"]["NO_CLASS"]["schema"] == {}
-    assert snapshot["commands"]["PLACE"]["topic"] == "keven_commands_place"
     assert snapshot["events"]["OLD"]["schema"] == {"x-opaque": f"{__name__}.Money"}
     assert snapshot["events"]["RAW"]["schema"] == {"x-opaque": "shop.RawEvent"}
     assert {"x-opaque": f"{__name__}.Money"} in [
@@ -249,7 +248,6 @@ def test_other_kinds_of_registrations(release: Release) -> None:
         for node in snapshot["types"].values()
         for part in node.get("properties", {}).get("price", {}).get("anyOf", [])
     ]
-    assert release.golden("PLACE", "commands")
     assert json.loads(release.golden("PRICED")[0]["json"])["line"] == {"sku": "text", "children": []}
     assert check(release.path).is_current
 
@@ -292,12 +290,28 @@ def test_what_is_said_about_a_class_is_no_part_of_its_snapshot(release: Release)
     assert {"title", "description"} <= set(one["types"]["Order_PlacedEvent"]["properties"])
 
 
-def test_two_classes_of_one_name_are_refused(release: Release) -> None:
-    def twins() -> None:
-        for name in ("A", "B"):
-            Event.classes[name] = msgspec.defstruct("Twin", [("x", int)], module="shop")  # type: ignore[assignment]
+def test_classes_that_share_a_name_are_told_apart_by_their_events(release: Release) -> None:
+    def ships() -> None:
+        class ShipOrder(Command):
+            command_name = "SHIP_ORDER"
+            lines: list[Line] = []
 
-    release.is_now(twins)
+    release.is_now(ships)
+    assert update(release.path).without_bytes == []
+    snapshot = take_snapshot()
+    assert list(snapshot["events"]) == [f"CMD_SHIP_ORDER_{phase}" for phase in ("COMPLETED", "ERRORED", "STARTED")]
+    for name, entry in snapshot["events"].items():
+        node = snapshot["types"][entry["schema"]["$ref"].removeprefix("#/types/")]
+        assert node["x-tag"] == name
+        assert ("error_message" in node["properties"]) == (name == "CMD_SHIP_ORDER_ERRORED")
+        assert release.golden(name)
+    assert release.golden("SHIP_ORDER", "commands")[0]["json"].startswith('{"command_name":"SHIP_ORDER",')
+    assert check(release.path).is_current
+
+
+def test_two_types_of_one_name_are_refused(release: Release) -> None:
+    twins: Any = [msgspec.defstruct("Twin", [(field, int)], module="shop") for field in "ab"]
+    release.is_now(lambda: placed({"x": twins[0], "y": twins[1]}))
     with pytest.raises(RegistrationError, match=r"two classes are called shop\.Twin: a snapshot tells types by their"):
         take_snapshot()
 

@@ -23,7 +23,7 @@ _CONTENT_TYPES = {"json": "application/json", "msgpack": "application/vnd.msgpac
 
 def asyncapi_document(title: str, version: str) -> dict[str, Any]:
     """The document, ready for JSON; `title` and `version` are the service's. Makes no connection and writes nothing."""
-    described, types = describe("#/components/schemas/{name}")
+    described, types = describe("#/components/schemas/")
     document: dict[str, Any] = {
         "asyncapi": "3.0.0",
         "info": {"title": title, "version": version},

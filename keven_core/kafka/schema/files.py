@@ -100,7 +100,7 @@ class _Files:
             raise ConfigurationError(f"direction={direction!r} is not allowed: {', '.join(DIRECTIONS)}")
         self._path, self._golden_path = Path(path), golden_path(path)
         self._new = take_snapshot()
-        self._described, self._types = describe("#/types/{name}")
+        self._described, self._types = describe("#/types/")
         if new_allowed and not self._path.exists():
             old, kept = {"format": FORMAT, "types": {}}, {}
         else:

@@ -15,6 +15,7 @@ describe is {"x-opaque": "module.Class"}. An event or command that has handlers 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -67,7 +68,7 @@ def take_snapshot() -> dict[str, Any]:
 
     Raises RegistrationError for two classes of one name, and for annotations that name nothing.
     """
-    described, types = describe("#/types/{name}")
+    described, types = describe("#/types/")
     found: dict[str, Any] = {"format": FORMAT, "types": {name: _bare(node) for name, node in types.items()}}
     for one in described:
         found.setdefault(one.section, {})[one.name] = {
@@ -118,43 +119,59 @@ def _names(handlers: Iterable[Handler]) -> tuple[str, ...]:
     return tuple(sorted({handler.qualified_name for handler in handlers}))
 
 
-def describe(ref_template: str) -> tuple[list[Described], dict[str, Any]]:
+def describe(types_at: str) -> tuple[list[Described], dict[str, Any]]:
     """All that is registered, sorted, and the types that its schemas refer to; both with titles and descriptions.
 
-    `ref_template` is how they do, as msgspec takes it.
+    `types_at` is where they find them: "#/types/".
     """
     found = sorted(_registered(), key=lambda one: (one.section, one.name))
-    schemas, types = schemas_of([one.cls for one in found if one.cls is not None], ref_template)
-    typed = iter(schemas)
-    return [replace(one, schema={} if one.cls is None else next(typed)) for one in found], types
+    labelled = {f"{one.section}.{one.name}": one.cls for one in found if one.cls is not None}
+    schemas, types = schemas_of(labelled, types_at)
+    return [replace(one, schema=schemas.get(f"{one.section}.{one.name}", {})) for one in found], types
 
 
-def schemas_of(types: Iterable[Any], ref_template: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The JSON Schema of each type, and of the types that they refer to, by name. Raises RegistrationError."""
-    given = list(types)
-    known = [one for one in given if _can_be_described(one)]
+def schemas_of(given: Mapping[str, Any], types_at: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON Schema of each type by its label, and of the types that they refer to by name. Raises RegistrationError.
+
+    A class of one's own keeps its name; classes that share one, as the reports of commands do, go by their labels too.
+    """
+    owners = Counter(_name_of(cls) for cls in {id(cls): cls for cls in given.values()}.values())
+    known = {label: cls for label, cls in given.items() if _can_be_described(cls)}
+    single = {label: cls for label, cls in known.items() if owners[_name_of(cls)] == 1 or not isinstance(cls, type)}
+    groups = [("", single), *((f"{label}.", {label: cls}) for label, cls in known.items() if label not in single)]
+    schemas = {label: _opaque(cls) for label, cls in given.items() if label not in known}
+    types: dict[str, Any] = {}
+    for prefix, group in groups:
+        made, components = _components(group.values(), f"{types_at}{prefix}{{name}}")
+        types |= {f"{prefix}{name}": node for name, node in components.items()}
+        annotator = _Annotator(types)
+        for info, schema in zip(inspect.multi_type_info(group.values()), made, strict=True):
+            annotator.annotate(info, schema)
+        schemas |= zip(group, made, strict=True)
+    return schemas, dict(sorted(types.items()))
+
+
+def _components(types: Iterable[Any], ref_template: str) -> tuple[tuple[dict[str, Any], ...], dict[str, Any]]:
     try:
-        made, components = msgspec.json.schema_components(known, schema_hook=_opaque, ref_template=ref_template)
+        return msgspec.json.schema_components(types, schema_hook=_opaque, ref_template=ref_template)
     except KeyError as error:  # how msgspec takes it
         raise RegistrationError(
             f"two classes are called {_name_of(error.args[0])}: a snapshot tells types by their names; rename one"
         ) from error
-    annotator = _Annotator(components)
-    for info, schema in zip(inspect.multi_type_info(known), made, strict=True):
-        annotator.annotate(info, schema)
-    schemas = iter(made)
-    return [next(schemas) if one in known else _opaque(one) for one in given], dict(sorted(components.items()))
+    except NameError as error:
+        names = ", ".join(map(_name_of, types))
+        raise RegistrationError(
+            f"{names} has an annotation that leads nowhere: {error}; the name has to stand in its module"
+        ) from error
 
 
 def _can_be_described(given: Any) -> bool:
     try:
-        msgspec.json.schema_components([given], schema_hook=_opaque)
+        _components([given], "{name}")
+    except RegistrationError:
+        raise
     except TypeError:  # a default that JSON has no form for, a union that msgspec does not decode
         return False
-    except NameError as error:
-        raise RegistrationError(
-            f"{_name_of(given)} has an annotation that leads nowhere: {error}; the name has to stand in its module"
-        ) from error
     return True
 
 
