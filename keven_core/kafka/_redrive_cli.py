@@ -1,4 +1,4 @@
-"""`python -m keven_core.kafka.redrive`: the command line of Redrive."""
+"""`python -m keven_core redrive`, or `python -m keven_core.kafka.redrive`: the command line of Redrive."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["main"]
 _DONE, _FAILED, _LEFT, _STOPPED = 0, 1, 3, 130  # 2 is argparse's
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, prog: str = "python -m keven_core.kafka.redrive") -> int:
     """Run the command line; return the exit code: 0 done, 1 failed, 3 some letters were left, 130 stopped before."""
-    options = vars(_parser().parse_args(arguments))
+    options = vars(_parser(prog).parse_args(arguments))
     as_json, address = options.pop("json"), options.pop("kafka")
     stop = threading.Event()
 
@@ -46,9 +46,9 @@ def _print(report: RedriveReport, as_json: bool) -> None:
     print(json.dumps(report.as_dict()) if as_json else report)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m keven_core.kafka.redrive",
+        prog=prog,
         description="Copy dead letters back to the topics that they came from, or to another one. The letters stay.",
         epilog="Connects as every service does: KAFKA, KEVEN_SECURITY_PROTOCOL, ... Exit codes: 0 done, 1 failed, "
         "2 wrong arguments, 3 some letters matched and could not go anywhere, 130 stopped by Ctrl-C or SIGTERM.",

@@ -1,4 +1,4 @@
-"""Pytest fixtures for services: `embedded_kafka`, `kafka` (a real broker) and `handler_registry`.
+"""Pytest fixtures: `embedded_kafka`, `kafka` (a real broker), `handler_registry`, `assert_schema_compatible`.
 
 Installed with the package (entry point `pytest11`); nothing of it is imported before a fixture is used.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -66,3 +66,20 @@ def handler_registry() -> Iterator[Any]:
 
     with EVENTS.isolated(), COMMANDS.isolated():
         yield EVENTS.registry
+
+
+@pytest.fixture
+def assert_schema_compatible() -> Callable[..., None]:
+    """A function that fails the test when what is registered breaks a committed snapshot or its golden bytes.
+
+    Arguments and errors as of keven_core.kafka.schema.check(). The modules that register have to be imported before.
+    """
+    from keven_core.kafka.schema.files import DEFAULT_PATH, check
+
+    def assert_compatible(path: str | os.PathLike[str] = DEFAULT_PATH, direction: str = "backward") -> None:
+        __tracebackhide__ = True
+        report = check(path, direction)
+        if report.breaking:
+            pytest.fail(str(report), pytrace=False)
+
+    return assert_compatible

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -55,6 +57,38 @@ def test_readme_examples_run(embedded_kafka, tmp_path):
     assert values(embedded_kafka, "audit_trail") == [b'{"user":"ada","did":"log in"}']
     [line] = values(embedded_kafka, "service_logs")
     assert b'"message":"started"' in (line or b"")
+
+
+def test_schema_page_runs(tmp_path):
+    shop, in_code = (code for _, code in python_blocks("docs/schema.md"))
+    (tmp_path / "shop.py").write_text(shop)
+    page = (ROOT / "docs" / "schema.md").read_text()
+    commands = re.findall(r"^    python -m (keven_core .*)$", page, re.M)
+    assert len(commands) == 4
+    printed = {command.split()[2]: module(command, tmp_path) for command in commands}
+    assert printed["show"].startswith("event ORDER_PLACED, topic keven_events_order_placed, key order_id\n")
+    assert printed["check"] == "schema/keven.json, backward: 0 breaking, 0 compatible\n"
+    assert json.loads(printed["asyncapi"])["info"] == {"title": "shop", "version": "1.2.3"}
+    assert "keven.json, full: 0 breaking, 0 compatible" in run(tmp_path / "check.py", in_code, dict(os.environ))
+    changed = shop.replace("order_id: int\n", "order_id: str\n    note: str = ''\n")
+    (tmp_path / "shop.py").write_text(changed)
+    (report,) = re.findall(r"^    (schema/keven.json, .*\n(?:      .*\n)+)", page, re.M)
+    assert module(commands[2], tmp_path, code=1) == textwrap.dedent("    " + report)
+    (test,) = re.findall(r"^    (import shop\n(?:\n|    .*\n)+)", page, re.M)
+    (tmp_path / "test_shop.py").write_text(textwrap.dedent("    " + test))
+    for source, code in ((changed, 1), (shop, 0)):
+        (tmp_path / "shop.py").write_text(source)
+        out = module("pytest -q -p no:cacheprovider test_shop.py", tmp_path, code=code)
+        assert ("BREAKING    event ORDER_PLACED.order_id: integer became string" in out) == (code == 1)
+
+
+def module(command: str, folder: Path, code: int = 0) -> str:
+    """What `python -m command` prints, in a folder of its own; it has to exit with that code."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # a module that changes twice in one second
+    arguments = [sys.executable, "-m", *command.split()]
+    done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
 
 
 def run(script: Path, code: str, environment: dict[str, str]) -> str:

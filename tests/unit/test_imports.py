@@ -12,6 +12,7 @@ import keven_core
 import keven_core.kafka
 import keven_core.kafka.abstracts
 import keven_core.kafka.events
+import keven_core.kafka.schema
 import keven_core.testing
 
 # What no import of the library may bring along: top-level names, or modules with a dot.
@@ -32,7 +33,13 @@ HEAVY = {
     "xml",
 }
 
-LAZY = [keven_core.kafka, keven_core.kafka.abstracts, keven_core.kafka.events, keven_core.testing]
+LAZY = [
+    keven_core.kafka,
+    keven_core.kafka.abstracts,
+    keven_core.kafka.events,
+    keven_core.kafka.schema,
+    keven_core.testing,
+]
 
 
 def _loaded(statements: str) -> set[str]:
@@ -62,6 +69,7 @@ def _heavy(loaded: set[str]) -> set[str]:
         "keven_core.kafka.logger",
         "keven_core.kafka.admin",
         "keven_core.kafka.redrive",
+        "keven_core.kafka.schema.files",
     ],
 )
 def test_importing_loads_nothing_heavy(module: str) -> None:
