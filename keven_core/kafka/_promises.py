@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,8 +25,10 @@ __all__ = ["Promises", "StoredOffset"]
 # Topic, partition, offset, leader epoch.
 StoredOffset = tuple[str, int, int, int]
 
-# Batches that may wait: bounds what comes again after a crash.
+# How many batches may wait that have waited so long: bounds what comes again after a crash. Younger ones are no more
+# than what the next commit, a second later, would leave out.
 _MOST_BATCHES = 100
+_LONG_S = 1.0
 
 
 @dataclass
@@ -40,6 +42,7 @@ class _Promise:
     copies: DeliveryAccount | None
     offsets: list[StoredOffset]
     first_failures: Mapping[tuple[str, int], int]
+    made_at: float
 
     @property
     def pending(self) -> int:
@@ -64,9 +67,12 @@ class _Promise:
 class Promises:
     """The batches of one server whose offsets wait. Owner thread only, but for wait()."""
 
-    def __init__(self, scope: HandlerScope, copies: CopyPublisher) -> None:
+    def __init__(
+        self, scope: HandlerScope, copies: CopyPublisher, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._scope = scope
         self._copies = copies
+        self._now = now
         self._waiting: deque[_Promise] = deque()
 
     @property
@@ -82,11 +88,13 @@ class Promises:
     @property
     def too_many(self) -> bool:
         """Whether the next batch has to wait until one is kept."""
-        return len(self._waiting) >= _MOST_BATCHES
+        if len(self._waiting) < _MOST_BATCHES:
+            return False
+        return self._now() - self._waiting[0].made_at >= _LONG_S
 
     def add(self, offsets: list[StoredOffset], first_failures: Mapping[tuple[str, int], int]) -> None:
         """Leave the offsets of the batch in hand here."""
-        self._waiting.append(_Promise(self._scope.take(), self._copies.take(), offsets, first_failures))
+        self._waiting.append(_Promise(self._scope.take(), self._copies.take(), offsets, first_failures, self._now()))
 
     def due(self) -> list[StoredOffset]:
         """Offsets that may be stored now, oldest first. Raises DeliveryError when something was not delivered."""

@@ -67,10 +67,10 @@ class Copies:
         return account.pending == 0
 
 
-def made(copies: Any = None) -> tuple[Promises, Any]:
+def made(copies: Any = None, **options: Any) -> tuple[Promises, Any]:
     scope: Any = Scope()
     publisher: Any = copies or Copies()
-    return Promises(scope, publisher), scope
+    return Promises(scope, publisher, **options), scope
 
 
 def batch(
@@ -178,11 +178,16 @@ def test_what_is_not_kept_is_counted() -> None:
     assert "5 message(s) were not acknowledged in time" in str(error)
 
 
-def test_the_next_batch_has_to_wait_when_there_are_too_many() -> None:
-    promises, scope = made()
+def test_the_next_batch_has_to_wait_when_too_many_wait_for_long() -> None:
+    now = [5.0]
+    promises, scope = made(now=lambda: now[0])
     accounts = [batch(promises, scope, offset) for offset in range(99)]
+    now[0] += 1
     assert not promises.too_many
+    now[0] -= 0.5
     accounts.append(batch(promises, scope, 99))
+    assert not promises.too_many
+    now[0] += 0.5
     assert promises.too_many
     accounts[0].answer()
     assert len(promises.due()) == 1
