@@ -15,7 +15,7 @@ from keven_core.kafka._drivers import Handle
 from keven_core.kafka._original_copies import original_attempt_of
 from keven_core.kafka._promises import StoredOffset
 from keven_core.kafka._shelf import Held, Shelf
-from keven_core.kafka.deadletter import Attempt, attempt_of
+from keven_core.kafka.deadletter import Attempt, attempt_of, due_ms_of
 from keven_core.kafka.errors import UndecodableError, WorkerDiedError
 from keven_core.kafka.outcomes import Outcome
 
@@ -87,10 +87,10 @@ class Attempts:
 
     def hold(self, copy: Record, leader_epoch: int) -> None:
         """A record of the retry topic has come. Called from the hot path."""
-        attempt = attempt_of(copy) or original_attempt_of(copy)
-        # What is no copy of this library or of the original is due at once, and fails to be understood.
+        # What else it says is read when it is due: what is held costs the collector time. What is no copy of this
+        # library is due at once.
         self.used = True
-        self._shelf.put(copy, attempt, attempt.due_ms if attempt is not None else 0, leader_epoch)
+        self._shelf.put(copy, due_ms_of(copy), leader_epoch)
 
     def handle_due(self) -> Generator[Any, Any, int]:
         """Handle the records that are due, for a slice of time; how many were finished. See take_finished()."""
@@ -100,13 +100,15 @@ class Attempts:
             held = self._shelf.take_due(_now_ms())
             if held is None:
                 break
+            # What is none of the original either fails to be understood.
+            attempt = attempt_of(held.record) or original_attempt_of(held.record)
             is_suspect = self._is_suspect(held.record)
             if is_suspect:
                 yield from self._clear_the_way()
             if self._flow is None or is_suspect:
                 finished += 1
-                self._account(held, (yield from self._try_again(held)))
-            elif not self._submit(self._flow, held):
+                self._account(held, (yield from self._try_again(held, attempt)))
+            elif not self._submit(self._flow, held, attempt):
                 finished += 1
         self._bound_shelf()
         self.used = len(self) > 0 or self._paused
@@ -115,10 +117,10 @@ class Attempts:
     def take_answers(self) -> int:
         """Account for what the workers have finished; how many."""
         answers = self._flow.take_answers() if self._flow is not None else []
-        for held, error in answers:
+        for (held, attempt), error in answers:
             self._submitted -= 1
             if self._shelf.is_open(held):
-                self._account(held, "done" if error is None else self._failed(held, "handle", error))
+                self._account(held, "done" if error is None else self._failed(held, attempt, "handle", error))
         return len(answers)
 
     def take_finished(self) -> tuple[list[StoredOffset], dict[Partition, int]]:
@@ -162,37 +164,36 @@ class Attempts:
         if offset is not None:
             self._ready.append(offset)
 
-    def _submit(self, flow: Flow, held: Held) -> bool:
+    def _submit(self, flow: Flow, held: Held, attempt: Attempt | None) -> bool:
         """Leave an attempt to the workers; false: it is accounted already."""
         try:
-            call = self._call_for(held)
+            call = self._call_for(attempt)
         except Exception as error:
-            self._account(held, self._failed(held, "decode", error))
+            self._account(held, self._failed(held, attempt, "decode", error))
             return False
         if call is None:
             self._account(held, "skipped")
             return False
-        attempt = held.attempt
         assert attempt is not None
         self._submitted += 1
         place = self._suspects.place_of(held.record.topic, held.record.partition) if self._suspects is not None else -1
-        flow.submit(call, attempt.record, held, place, held.record.offset)
+        flow.submit(call, attempt.record, (held, attempt), place, held.record.offset)
         return True
 
-    def _try_again(self, held: Held) -> Generator[Any, Any, str]:
+    def _try_again(self, held: Held, attempt: Attempt | None) -> Generator[Any, Any, str]:
         """Handle a record whose time has come, here; the outcome that the ledger counts."""
         stage = "decode"
         try:
-            call = self._call_for(held)
+            call = self._call_for(attempt)
             if call is None:
                 return "skipped"
             stage = "handle"
-            self.in_hand = held.attempt.record if held.attempt is not None else held.record
+            self.in_hand = attempt.record if attempt is not None else held.record
             result = yield from self._watched(held.record, call)
             if isinstance(result, Outcome):
                 raise result
         except Exception as error:
-            return self._failed(held, stage, error)
+            return self._failed(held, attempt, stage, error)
         finally:
             self.in_hand = None
         return "done"
@@ -219,14 +220,13 @@ class Attempts:
         suspects.leave(cell)
         return result
 
-    def _failed(self, held: Held, stage: str, error: Exception) -> str:
-        record = held.attempt.record if held.attempt is not None else held.record
-        outcome: str = self._on_failure(record, stage, error, held.attempt)
+    def _failed(self, held: Held, attempt: Attempt | None, stage: str, error: Exception) -> str:
+        record = attempt.record if attempt is not None else held.record
+        outcome: str = self._on_failure(record, stage, error, attempt)
         return outcome
 
-    def _call_for(self, held: Held) -> Callable[[], Any] | None:
+    def _call_for(self, attempt: Attempt | None) -> Callable[[], Any] | None:
         """What handles an attempt's record, with its handlers that have failed; None: nobody any more."""
-        attempt = held.attempt
         if attempt is None:
             raise UndecodableError("the record is not a copy that waits for another attempt: it lacks the headers")
         table, record = self._table, attempt.record

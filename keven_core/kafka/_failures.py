@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from keven_core.kafka._copies import CopyPublisher
 from keven_core.kafka.deadletter import Attempt, dead_letter_headers, retry_headers
@@ -66,8 +65,7 @@ class FloodBreaker:
         return None
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What became of a failed record.
 
     Attributes:

@@ -40,7 +40,7 @@ _decode = msgspec.json.Decoder(_Copy).decode
 
 
 def original_attempt_of(copy: Record) -> Attempt | None:
-    """What a record of the original's retry topic says, due at once; None: it is none."""
+    """What a record of the original's retry topic says; it is due at once. None: it is none."""
     from keven_core._native.message import Record
 
     if copy.value is None or copy.value[:1] != b"{":
@@ -64,7 +64,7 @@ def original_attempt_of(copy: Record) -> Attempt | None:
         attempt=read.failure_count + 1,
         first_failure_ms=copy.timestamp_ms,
     )
-    return Attempt(record, 0, ())
+    return Attempt(record, ())
 
 
 def _bytes_of(message: Any) -> bytes:

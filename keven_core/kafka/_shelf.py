@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from keven_core._native.message import Record
-    from keven_core.kafka.deadletter import Attempt
 
 __all__ = ["Held", "Shelf"]
 
@@ -19,12 +18,11 @@ _OVERHEAD_BYTES = 600
 
 
 class Held(NamedTuple):
-    """A record that waits; `record` is where and what it is in the retry topic."""
+    """A record that waits, as it is in the retry topic: what it says is read when its time has come."""
 
     due_ms: int
     number: int
     record: Record
-    attempt: Attempt | None
     size_bytes: int
 
 
@@ -98,15 +96,15 @@ class Shelf:
         """When the next record is due; None: nothing is held."""
         return self._heap[0].due_ms if self._heap else None
 
-    def put(self, record: Record, attempt: Attempt | None, due_ms: int, leader_epoch: int) -> None:
-        """Hold a record that has been fetched; `attempt` is what it says."""
+    def put(self, record: Record, due_ms: int, leader_epoch: int) -> None:
+        """Hold a record that has been fetched."""
         key = (record.topic, record.partition)
         lane = self._lanes.get(key)
         if lane is None:
             lane = self._lanes[key] = _Lane()
         lane.put(record.offset, leader_epoch)
         self._number += 1
-        held = Held(due_ms, self._number, record, attempt, _size(record))
+        held = Held(due_ms, self._number, record, _size(record))
         heapq.heappush(self._heap, held)
         self._bytes += held.size_bytes
 

@@ -8,15 +8,14 @@ Waiting records carry what Spring's retry topics carry, and the names of the han
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from keven_core.kafka.logs import one_line
 
 if TYPE_CHECKING:
     from keven_core._native.message import Record
 
-__all__ = ["Attempt", "attempt_of", "dead_letter_headers", "retry_headers"]
+__all__ = ["Attempt", "attempt_of", "dead_letter_headers", "due_ms_of", "retry_headers"]
 
 Headers = list[tuple[str, "bytes | None"]]
 
@@ -95,19 +94,16 @@ _HANDLERS = "keven_retry-handlers"
 _OF_RETRIES = (_ORIGIN, "kafka_exception-", "retry_topic-", _FIRST_FAILURE, _HANDLERS)
 
 
-@dataclass(frozen=True)
-class Attempt:
+class Attempt(NamedTuple):
     """What a copy in a retry topic says.
 
     Attributes:
         record: the record as it first was: its topic, partition, offset, timestamp and own headers; `record.attempt`
             counts from 2 on.
-        due_ms: when it is to be handled, milliseconds since the epoch.
         handlers: names of the handlers that are to run; empty: all.
     """
 
     record: Record
-    due_ms: int
     handlers: tuple[str, ...]
 
 
@@ -134,6 +130,14 @@ def retry_headers(
     return headers
 
 
+def due_ms_of(copy: Record) -> int:
+    """When a record of a retry topic is to be handled, milliseconds since the epoch; 0: it does not say so."""
+    for name, value in reversed(copy.headers):
+        if name == _DUE:
+            return int.from_bytes(value or b"", "big")
+    return 0
+
+
 def attempt_of(copy: Record) -> Attempt | None:
     """What a record of a retry topic says; None: it is not a copy that retry_headers() was written for."""
     from keven_core._native.message import Record
@@ -153,13 +157,12 @@ def attempt_of(copy: Record) -> Attempt | None:
             attempt=_number(said[_ATTEMPTS]),
             first_failure_ms=_number(first) if first else copy.timestamp_ms,
         )
-        due_ms = int.from_bytes(said[_DUE], "big")
         handlers = said.get(_HANDLERS, b"").decode()
     except (KeyError, ValueError, OverflowError):
         return None
-    if not record.topic or record.attempt < 1:
+    if not record.topic or record.attempt < 1 or _DUE not in said:
         return None
-    return Attempt(record, due_ms, tuple(filter(None, handlers.split(","))))
+    return Attempt(record, tuple(filter(None, handlers.split(","))))
 
 
 def _number(value: bytes) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from keven_core.kafka.errors import ConfigurationError, RecordError, UsageError
 from keven_core.kafka.outcomes import DeadLetter, Retry
@@ -109,15 +109,13 @@ class RetryPolicy:
         return delays[min(retry, len(delays)) - 1]
 
 
-@dataclass(frozen=True)
-class TryAgain:
+class TryAgain(NamedTuple):
     """The record is due again at `due_ms`, milliseconds since the epoch."""
 
     due_ms: int
 
 
-@dataclass(frozen=True)
-class GiveUp:
+class GiveUp(NamedTuple):
     """The record is to be dead-lettered; `why` says what the policy decided by, "" if nothing is to be added."""
 
     why: str = ""

@@ -522,4 +522,4 @@ def test_each_way_to_write_bytes_is_read(message: str) -> None:
     value = b'{"failure_count":0,"topic":"t","message":%s}' % message.encode()
     attempt = original_attempt_of(Record(WAITING, 0, 1, value=value))
     assert attempt is not None
-    assert (attempt.record.value, attempt.record.attempt, attempt.due_ms) == (b"a=b", 1, 0)
+    assert (attempt.record.value, attempt.record.attempt) == (b"a=b", 1)

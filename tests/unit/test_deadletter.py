@@ -6,7 +6,7 @@ import pytest
 
 from keven_core._native.message import Record
 from keven_core.kafka._copies import CopyPublisher, refused, unanswered
-from keven_core.kafka.deadletter import attempt_of, dead_letter_headers, retry_headers
+from keven_core.kafka.deadletter import attempt_of, dead_letter_headers, due_ms_of, retry_headers
 from keven_core.kafka.errors import DeadLetterError, UndecodableError
 
 
@@ -195,9 +195,10 @@ def test_a_waiting_record_to_the_byte() -> None:
 def test_a_handler_sees_the_record_as_it_was(handlers: tuple[str, ...], kind: int) -> None:
     record = _record(timestamp_type=kind, timestamp_ms=-1 if kind == 0 else 5)
     for number in range(2, 5):
-        found = attempt_of(_waiting(record, _caused(), handlers))
+        waiting = _waiting(record, _caused(), handlers)
+        found = attempt_of(waiting)
         assert found is not None
-        assert (found.due_ms, found.record.first_failure_ms) == (1_700_000_030_000, 1_700_000_000_500)
+        assert (due_ms_of(waiting), found.record.first_failure_ms) == (1_700_000_030_000, 1_700_000_000_500)
         assert found.handlers == handlers
         again = found.record
         assert again.attempt == number
@@ -234,6 +235,11 @@ def test_what_is_not_such_a_copy_is_told_apart(spoil: Any) -> None:
     good = _waiting(_record(), ShopError("x"))
     assert attempt_of(good) is not None
     assert attempt_of(Record("t", 0, 1, value=b"{}", headers=spoil(good.headers), timestamp_ms=5)) is None
+
+
+def test_what_does_not_say_when_it_is_due_is_due_at_once() -> None:
+    assert due_ms_of(Record("t", 0, 1, value=b"{}")) == 0
+    assert due_ms_of(Record("t", 0, 1, headers=[("retry_topic-backoff-timestamp", None)])) == 0
 
 
 # --- sending ---------------------------------------------------------------------------------------------------------

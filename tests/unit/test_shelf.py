@@ -12,7 +12,7 @@ TOPIC = "kafka_server.svc.retry"
 
 
 def put(shelf: Shelf, offset: int, due_ms: int, partition: int = 0, value: bytes = b"v") -> None:
-    shelf.put(Record(TOPIC, partition, offset, value=value), None, due_ms, 7)
+    shelf.put(Record(TOPIC, partition, offset, value=value), due_ms, 7)
 
 
 def take(shelf: Shelf, now_ms: int) -> Held:
