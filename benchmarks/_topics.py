@@ -12,6 +12,7 @@ from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from benchmarks import _events
+from keven_core.kafka.topics import dead_letter_topic, retry_topic
 
 _PREFIX = "keven-bench"
 # Part of the name: count it up when the payload changes.
@@ -140,6 +141,17 @@ def ensure(address: str, kind: str, messages: int) -> str:
     if found != wanted:
         raise RuntimeError(f"topic {topic} has {found} messages instead of {wanted}")
     return topic
+
+
+def drop_copies(address: str, clients: list[str]) -> None:
+    """Delete the retry and dead-letter topics of the servers of a run, as far as they were made."""
+    admin = _admin(address)
+    wanted = [name(client) for client in clients for name in (retry_topic, dead_letter_topic)]
+    there = admin.list_topics(timeout=_WAIT_S).topics
+    ours = [topic for topic in wanted if topic in there]
+    for future in (admin.delete_topics(ours, operation_timeout=_WAIT_S) if ours else {}).values():
+        with suppress(KafkaException):
+            future.result(_WAIT_S)
 
 
 def drop_groups(address: str, groups: list[str]) -> None:
