@@ -140,3 +140,33 @@ def test_the_exit_code_of_a_launched_process(kafka: Any, services: Services, top
     assert f"unfinished: {topic} [0] @ 2;" in service.err
     # What was handled before is committed.
     assert committed(kafka.bootstrap_servers, topic) == {0: 2}
+
+
+@pytest.mark.parametrize("crew", ["threads", "tasks"])
+def test_a_thousand_in_flight_are_drained_and_the_next_process_goes_on(
+    kafka: Any, services: Services, topic: str, crew: str
+) -> None:
+    """The end takes hardly longer than the longest handler, and so does the new beginning than the assignment.
+
+    benchmarks/restart.py has the figures; the bounds here are for a machine that runs other tests too.
+    """
+    send(kafka.bootstrap_servers, topic, [load_value(number) for number in range(4000)], partition=0)
+    options: dict[str, Any] = {"order": "none", "work_s": 2}
+    if crew == "threads":
+        options["workers"] = 1000
+    else:
+        options |= {"asynchronous": True, "max_in_flight": 1000}
+    worker = services.worker("worker", **options)
+    worker.wait_for(lambda: worker.err.count("at work") >= 1000, "a thousand are in flight")
+    began = time.monotonic()
+    worker.stop()
+    took_s = time.monotonic() - began
+    assert took_s < 2 + 3, worker.tail()
+    assert worker.count >= 1000
+    assert committed(kafka.bootstrap_servers, topic) == {0: worker.count}
+    successor = services.worker("successor", **options)
+    successor.wait_for_err("assigned: ")
+    first_s = successor.wait_for_err("at work")
+    assert first_s < 3, successor.tail()
+    print(f"{crew}: drained in {took_s:.2f} s of which the handlers may take 2; first record after {first_s:.2f} s")
+    successor.stop()
