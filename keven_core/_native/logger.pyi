@@ -1,5 +1,5 @@
 from collections.abc import Mapping, Sequence
-from contextvars import Token
+from contextvars import ContextVar, Token
 from typing import Any, TypeAlias, final
 
 from typing_extensions import disjoint_base
@@ -7,6 +7,8 @@ from typing_extensions import disjoint_base
 from keven_core._native.producer import DeliveryAccount, Producer
 
 _Headers: TypeAlias = Sequence[tuple[str, bytes | None]] | Mapping[str, bytes | None]
+
+_scope: ContextVar[Any]
 
 @final
 class HandlerScope:

@@ -9,8 +9,9 @@ from typing import Any
 from keven_core.kafka._batches import cause_of, outcomes_of
 from keven_core.kafka._calls import check_done, finished, is_async
 from keven_core.kafka.outcomes import BatchError, Outcome
+from keven_core.kafka.publishing import handler_outbox
 
-__all__ = ["Around", "CapturedExceptions", "surrounded"]
+__all__ = ["Around", "CapturedExceptions", "SettledFirst", "surrounded"]
 
 logger = logging.getLogger("keven_core.kafka")
 
@@ -29,6 +30,16 @@ class Around:
 
     def end(self, message: Any, error: Exception | None) -> None:
         """It has returned, or has failed with an exception or outcome."""
+
+
+class SettledFirst(Around):
+    """Innermost around a handler: what it has raised is sent before others are told that it has succeeded."""
+
+    def end(self, message: Any, error: Exception | None) -> None:
+        """Send what the handler has raised; if it has failed, its caller sees to that."""
+        box = handler_outbox()
+        if error is None and box is not None and box.messages:
+            box.send()
 
 
 class CapturedExceptions(Around):

@@ -18,6 +18,7 @@ from keven_core.kafka._shelf import Held, Shelf
 from keven_core.kafka.deadletter import Attempt, attempt_of, due_ms_of
 from keven_core.kafka.errors import UndecodableError, WorkerDiedError
 from keven_core.kafka.outcomes import Outcome
+from keven_core.kafka.publishing import settled
 
 if TYPE_CHECKING:
     from keven_core._native.consumer import Consumer
@@ -207,13 +208,13 @@ class Attempts:
         """Handle a record as one in hand, which the supervisor knows of."""
         suspects = self._suspects
         if suspects is None:
-            return (yield Handle(call))
+            return (yield Handle(settled(call)))
         deaths, condemned, why = suspects.find(copy.topic, copy.partition, copy.offset) or (0, False, "")
         if condemned:
             raise WorkerDiedError(deaths, why)
         cell = suspects.enter(suspects.place_of(copy.topic, copy.partition), copy.offset)
         try:
-            result = yield Handle(call)
+            result = yield Handle(settled(call))
         except Exception:
             suspects.leave(cell)
             raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from keven_core.kafka._calls import Verdict, check_done, finished, is_async
 from keven_core.kafka.errors import UsageError
 from keven_core.kafka.outcomes import BatchError, wrong_outcomes
+from keven_core.kafka.publishing import HandlerOutbox, begun_share
 
 if TYPE_CHECKING:
     from keven_core._native.dispatch import Route
@@ -134,6 +135,7 @@ class _Run:
 def _steps(parts: list[BatchPart], pre: list[Call], post: list[Call], events: list[Any]) -> _Steps:
     """The calls to make, each yielded as (call, argument) and told its result; then what became of each event."""
     verdicts = [Verdict(len(parts)) for _ in events]
+    outbox, published = begun_share()
     positions = []
     for position, event in enumerate(events):
         try:
@@ -145,12 +147,17 @@ def _steps(parts: list[BatchPart], pre: list[Call], post: list[Call], events: li
             positions.append(position)
     for part in parts:
         if part.takes_list:
-            yield from _list_steps(part, positions, events, verdicts)
+            yield from _list_steps(part, positions, events, verdicts, outbox)
             continue
         for position in positions:
+            before = len(published)
             try:
                 check_done(part.call, (yield part.call, events[position]))
+                if outbox is not None and len(published) > before:
+                    outbox.send()
             except Exception as error:
+                if outbox is not None:
+                    outbox.drop(before)
                 verdicts[position].handler_failed(part.name, error)
     for position, event in enumerate(events):
         for hook in post:
@@ -162,7 +169,11 @@ def _steps(parts: list[BatchPart], pre: list[Call], post: list[Call], events: li
 
 
 def _list_steps(
-    part: BatchPart, positions: list[int], events: list[Any], verdicts: list[Verdict]
+    part: BatchPart,
+    positions: list[int],
+    events: list[Any],
+    verdicts: list[Verdict],
+    outbox: HandlerOutbox | None,
 ) -> Generator[tuple[Call, Any], Any, None]:
     """A batch handler among others: after a BatchError it is called again at once, with the events behind."""
     rest = positions
@@ -180,6 +191,13 @@ def _list_steps(
                 rest = now[error.index + 1 :]
         except Exception as error:
             found = [error] * len(now)
+        if outbox is not None and outbox.messages:
+            if None in found:
+                try:
+                    outbox.send()
+                except Exception as error:
+                    found = [error] * len(now)
+            outbox.drop()
         for position, outcome in zip(now, found, strict=False):
             if outcome is not None:
                 verdicts[position].handler_failed(part.name, outcome)

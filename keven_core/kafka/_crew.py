@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from keven_core.kafka import record as record_module
 from keven_core.kafka._calls import escaped_cancellation
 from keven_core.kafka.errors import UsageError
+from keven_core.kafka.publishing import HandlerOutbox
 
 if TYPE_CHECKING:
     from keven_core._native.flow import Flow, Worker
@@ -34,6 +35,9 @@ def _new_worker(flow: Flow, base_context: contextvars.Context) -> tuple[Worker, 
     context = base_context.copy()
     worker = Worker(flow, context)
     context.run(record_module._source.set, worker)
+    outbox = HandlerOutbox(worker)
+    context.run(outbox.enter)
+    worker.set_outbox(outbox)
     return worker, context
 
 

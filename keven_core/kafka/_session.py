@@ -52,6 +52,7 @@ from keven_core.kafka.errors import (
 )
 from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
 from keven_core.kafka.outcomes import Outcome
+from keven_core.kafka.publishing import HandlerOutbox
 from keven_core.kafka.retry import Policies
 
 if TYPE_CHECKING:
@@ -295,6 +296,13 @@ class Session:
             raise LookupError("no record is being handled")
         return self.consumer.record_in_hand()
 
+    @property
+    def handling(self) -> bool:
+        """Whether a handler runs; for the outbox of what it publishes."""
+        if self._attempts is not None and self._attempts.in_hand is not None:
+            return True
+        return self.consumer is not None and self.consumer.in_handler
+
     # --- steps -------------------------------------------------------------------------------------------------------
 
     def steps(self) -> Steps:
@@ -366,6 +374,8 @@ class Session:
         # What on_start has set is seen by every handler; what a handler sets, by none but itself.
         self.base_context = contextvars.copy_context()
         self.base_context.run(record_module._source.set, self)
+        outbox = HandlerOutbox(self)
+        self.base_context.run(outbox.enter)
         self._scope = HandlerScope()
         self.base_context.run(self._scope.enter)
         producer_options = copy_options(plan.settings, plan.address, plan.client_id, timeout_s=_COPY_WAIT_S / 2)
@@ -393,6 +403,7 @@ class Session:
             parks=[plan.retry_topic] if plan.policies.any_by_topic else [],
             on_parked=lambda copy, leader_epoch: attempts.hold(copy, leader_epoch),
             suspects=suspects,
+            outbox=outbox,
         )
         if plan.flow is not None:
             from keven_core._native.flow import Flow

@@ -30,6 +30,7 @@ __all__ = [
     "LedgerError",
     "MessageTooLargeError",
     "OffsetOutOfRangeError",
+    "PublishError",
     "QueueFullError",
     "RecordError",
     "RedriveError",
@@ -235,6 +236,20 @@ class DeliveryError(KafkaError):
         super().__init__(message, **kwargs)  # type: ignore[arg-type]  # code, name, fatal pass through
         self.failures = failures or []
         self.failed_count = failed_count
+
+
+class PublishError(KevenError):
+    """Events or commands were not sent when an outbox was flushed; they are still in it, and can be flushed again.
+
+    Attributes:
+        messages: those that were not sent, in order.
+    """
+
+    messages: list[typing.Any]
+
+    def __init__(self, message: str, messages: Sequence[typing.Any] = ()) -> None:
+        super().__init__(message)
+        self.messages = list(messages)
 
 
 class DeadLetterError(DeliveryError):

@@ -8,6 +8,7 @@ COMMANDS  command_name   keven_commands, keven_commands_<name>
 from __future__ import annotations
 
 import enum
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -60,6 +61,11 @@ class MessageKind:
     def add_alias(self, alias: str, name: str) -> None:
         """From now on `alias` is another spelling of `name`."""
         self.registry.add_alias(alias, name)
+
+    def publisher_class(self) -> Any:
+        """EventPublisher or CommandPublisher."""
+        module = importlib.import_module(f"keven_core.kafka.{self.noun}s.publisher")
+        return getattr(module, f"{self.noun.capitalize()}Publisher")
 
     @contextmanager
     def isolated(self) -> Iterator[None]:

@@ -65,6 +65,9 @@ os.register_at_fork(after_in_child=_renew_lock)
 class _Logger(NativeLogger):
     """What both loggers share: arguments, settings, the producer and its stand-in."""
 
+    # For publishers: they hand over events and commands, with their keys, and not their bytes.
+    takes_messages = True
+
     def __init__(
         self,
         kafka_address: str | None,
@@ -238,8 +241,37 @@ class KafkaLogger(_Logger):
                 self._settle(account, f"{account.pending} message(s)")
         return account.delivered
 
-    def _settle(self, account: DeliveryAccount, what: str) -> None:
-        answered = self._await(account, self.timeout)
+    def log_each(self, data: Iterable[tuple[object, str | None]]) -> list[tuple[Exception | None] | None]:
+        """Send (message, topic) pairs together, in order, and wait; for each None, or its error in a tuple.
+
+        After one that is refused before it is sent the others are not tried: their error is None. Blocks up to
+        `timeout` seconds for all of them.
+        """
+        sent: list[DeliveryAccount | None] = []
+        found: list[tuple[Exception | None] | None] = []
+        pairs = list(data)
+        refusal: Exception | None = None
+        for entry, topic in pairs:
+            account = self._new_account(keep_failures=1, raises=True)
+            try:
+                sent.append(account if self.submit(entry, topic, deliveries=account) else None)
+            except Exception as error:
+                refusal = error
+                break
+        deadline = time.monotonic() + self.timeout
+        for waited in sent:
+            try:
+                if waited is not None:
+                    self._settle(waited, "the message", max(0.0, deadline - time.monotonic()))
+                found.append(None)
+            except Exception as error:
+                found.append((error,))
+        if refusal is not None:
+            found += [(refusal,), *[(None,)] * (len(pairs) - len(sent) - 1)]
+        return found
+
+    def _settle(self, account: DeliveryAccount, what: str, timeout_s: float | None = None) -> None:
+        answered = self._await(account, self.timeout if timeout_s is None else timeout_s)
         count, kept = account.take_failures()
         if count:
             raise delivery_error(count, kept)

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from keven_core.kafka._around import Around, CapturedExceptions, surrounded
+from keven_core.kafka._around import Around, CapturedExceptions, SettledFirst, surrounded
 from keven_core.kafka._batches import BatchPart, compose_batch, one_of_a_batch
 from keven_core.kafka._calls import Verdict, as_unary, is_async, run_now, run_or_await
 from keven_core.kafka.envelope import name_decoders
 from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.kinds import MessageKind
 from keven_core.kafka.message import decoders_of, generic_decoders
+from keven_core.kafka.publishing import begun_share, undelayed
 from keven_core.kafka.registry import Handler, HandlerRegistry
 from keven_core.kafka.topics import folded
 
@@ -45,6 +46,7 @@ def compose(calls: list[Call], pre: list[Call], post: list[Call], names: list[st
 
     def call_all(event: Any) -> None:
         verdict = Verdict(len(named))
+        outbox, published = begun_share()
         try:
             for hook in pre:
                 run_now(hook, event)
@@ -52,9 +54,14 @@ def compose(calls: list[Call], pre: list[Call], post: list[Call], names: list[st
             verdict.hook_failed(error)
         else:
             for name, call in named:
+                before = len(published)
                 try:
                     run_now(call, event)
+                    if outbox is not None and len(published) > before:
+                        outbox.send()
                 except Exception as error:
+                    if outbox is not None:
+                        outbox.drop(before)
                     verdict.handler_failed(name, error)
         for hook in post:
             try:
@@ -69,6 +76,7 @@ def compose(calls: list[Call], pre: list[Call], post: list[Call], names: list[st
 def _compose_async(named: list[tuple[str, Call]], pre: list[Call], post: list[Call]) -> Call:
     async def call_all(event: Any) -> None:
         verdict = Verdict(len(named))
+        outbox, published = begun_share()
         try:
             for hook in pre:
                 await run_or_await(hook, event)
@@ -76,9 +84,14 @@ def _compose_async(named: list[tuple[str, Call]], pre: list[Call], post: list[Ca
             verdict.hook_failed(error)
         else:
             for name, call in named:
+                before = len(published)
                 try:
                     await run_or_await(call, event)
+                    if outbox is not None and len(published) > before:
+                        outbox.send()
                 except Exception as error:
+                    if outbox is not None:
+                        outbox.drop(before)
                     verdict.handler_failed(name, error)
         for hook in post:
             try:
@@ -122,7 +135,7 @@ def _arounds(base: Any, handler: Handler) -> list[Around]:
     arounds: list[Around] = [] if handler.foreign else base.arounds_of(handler.name)
     if handler.capture_exception_handler is not None:
         arounds.append(CapturedExceptions(handler.capture_exception_handler))
-    return arounds
+    return [*arounds, SettledFirst()] if arounds else []
 
 
 def _composed(registry: HandlerRegistry, handlers: list[Handler], base: Any) -> _Composed:
@@ -131,7 +144,10 @@ def _composed(registry: HandlerRegistry, handlers: list[Handler], base: Any) -> 
     pre: list[Call] = list(base.hooks("_pre_hooks"))
     post: list[Call] = list(base.hooks("_post_hooks"))
     for handler in handlers:
-        call = surrounded(call_of(registry, handler), _arounds(base, handler), takes_list=handler.batch_size > 0)
+        call = call_of(registry, handler)
+        if not handler.delay_commands_and_events:
+            call = undelayed(call)
+        call = surrounded(call, _arounds(base, handler), takes_list=handler.batch_size > 0)
         if handler.is_class:
             pre += [hook for hook in handler.target.hooks("_pre_hooks") if hook not in pre]
             post += [hook for hook in handler.target.hooks("_post_hooks") if hook not in post]

@@ -16,6 +16,7 @@ from keven_core.kafka.errors import UndecodableError
 from keven_core.kafka.kinds import COMMANDS, EVENTS, MessageKind
 from keven_core.kafka.message import Message
 from keven_core.kafka.outcomes import Retry, Skip
+from keven_core.kafka.publishing import HandlerOutbox
 from keven_core.kafka.routing import build_table
 
 __all__ = ["DispatchResult", "PublishedMessage", "dispatch"]
@@ -110,10 +111,11 @@ def _run(handlers: Any, value: bytes, topic: str, headers: Any) -> tuple[str, Ex
         return "skipped", None
     try:
         call = single_call(route)
-        result = call(decoded)
-        if route.is_async:
-            result = asyncio.run(_wait_for(result))
-        check_done(call, result)
+        with HandlerOutbox():
+            result = call(decoded)
+            if route.is_async:
+                result = asyncio.run(_wait_for(result))
+            check_done(call, result)
     except Skip as skip:
         return "skipped", skip
     except Retry as retry:

@@ -11,6 +11,7 @@ from keven_core.kafka._calls import as_unary
 from keven_core.kafka.abstracts.metaclass.base_handler_meta import register_handler
 from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.kinds import MessageKind
+from keven_core.kafka.publishing import handled
 from keven_core.kafka.registry import HandlerRegistry
 from keven_core.kafka.retry import RetryPolicy
 from keven_core.kafka.routing import compose, handlers_call
@@ -154,7 +155,7 @@ class MessageHandler:
     def _handle(cls, message: Any) -> Any:
         kind = cls.kind_of()
         call = handlers_call(cls, kind.name_of(getattr(message, kind.name_field)))
-        return call(message) if call is not None else None
+        return handled(call, message) if call is not None else None
 
 
 def share_long_running_method(noun: str, cls: Any) -> None:

@@ -12,6 +12,7 @@ from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.kinds import MessageKind
 from keven_core.kafka.registry import HandlerRegistry
+from keven_core.kafka.publishing import handled
 from keven_core.kafka.retry import RetryPolicy, policy_of
 from keven_core.kafka.routing import build_table, call_of, handlers_call
 
@@ -139,4 +140,4 @@ class MessageRunner:
         route, event = self._table.resolve(message, topic)
         if route is None:
             return None
-        return single_call(route)(event)
+        return handled(single_call(route), event)

@@ -58,6 +58,12 @@ class Event(Message, kind=EVENTS, gc=False, kw_only=True):
 
     is_audit_event: bool = False
 
+    def log(self, now: bool = False) -> None:
+        """Publish it: keven_log_event(), or keven_log_event_now()."""
+        from keven_core.kafka.events.logger import keven_log_event, keven_log_event_now
+
+        (keven_log_event_now if now else keven_log_event)(self)
+
 
 class GenericEvent(GenericMessage, Event, dict=True):
     """An event that has no class of its own: its remaining fields are attributes, and all of them stand in `fields`.

@@ -42,6 +42,8 @@ cdef class Consumer(Membership):
     cdef Py_ssize_t index       # of the record in hand
     cdef object on_failure
     cdef object on_parked
+    cdef object outbox          # of what handlers publish; it is looked at only when there is something in it
+    cdef list published         # its messages
     cdef list row_errors
     cdef Payload window         # shows the value of the record in hand to its decoder
     cdef Payload payload        # the value of the record in hand, when what was decoded keeps views of it
@@ -85,6 +87,7 @@ cdef class Consumer(Membership):
     cdef void *_tombstone_route(self, Account *account, rd_kafka_message_t *message) noexcept
     cdef bint _plain_result(self, Account *account, rd_kafka_message_t *message, Route route,
                             object result) except -1
+    cdef bint _sent(self, Account *account, rd_kafka_message_t *message) except -1
     cdef object _tombstone(self, Account *account, rd_kafka_message_t *message)
     cdef int _failed(self, Account *account, rd_kafka_message_t *message, str stage, object error) except -1
     cdef int _park(self, Account *account, rd_kafka_message_t *message) except -1

@@ -10,6 +10,7 @@ copy is confirmed), once per batch and partition; librdkafka commits what is sto
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.list cimport PyList_GET_SIZE
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.stdint cimport int64_t, uint8_t, uintptr_t
@@ -153,13 +154,16 @@ cdef class Consumer(Membership):
         self.kind = "consumer"
 
     def __init__(self, dict options not None, DispatchTable table=None, on_failure=None, *, Py_ssize_t batch_size=200,
-                 bint store_offsets=True, context=None, parks=(), on_parked=None, Suspects suspects=None):
+                 bint store_offsets=True, context=None, parks=(), on_parked=None, Suspects suspects=None,
+                 outbox=None):
         cdef rd_kafka_conf_t *conf
         cdef int cell
         if self.handle is not None:
             raise errors.UsageError("a Consumer can't be initialized twice")
         self.table = table if table is not None else DispatchTable()
         self.on_failure = on_failure
+        self.outbox = outbox
+        self.published = outbox.messages if outbox is not None else []
         if suspects is not None:
             self.suspects = suspects
             cell = suspects.enter(-1, -1)
@@ -350,8 +354,9 @@ cdef class Consumer(Membership):
         self.in_task = True
         if self.awaiting:
             self.awaiting = False
-            self.current.done += 1
-            self._advance(self.current, self._in_hand())
+            if PyList_GET_SIZE(self.published) == 0 or self._sent(self.current, self._in_hand()):
+                self.current.done += 1
+                self._advance(self.current, self._in_hand())
         pending = self._run()
         if not self.awaiting:
             self.cell.offset = -1
@@ -372,6 +377,11 @@ cdef class Consumer(Membership):
         if not self.handling or self.index >= self.count:
             raise LookupError("no record is being handled")
         return record_of(self._in_hand())
+
+    @property
+    def in_handler(self):
+        """Whether a record is being handled now."""
+        return self.handling and self.index < self.count
 
     def position_in_hand(self):
         """(topic, partition, offset) of the record that is being handled now; None: there is none. From any thread."""
@@ -507,8 +517,9 @@ cdef class Consumer(Membership):
                 return pending
             elif result == <PyObject *>None or self._plain_result(account, message, route, <object>result):
                 Py_DECREF(<object>result)
-                account.done += 1
-                self._advance(account, message)
+                if PyList_GET_SIZE(self.published) == 0 or self._sent(account, message):
+                    account.done += 1
+                    self._advance(account, message)
             else:
                 Py_DECREF(<object>result)
         self.handling = False
@@ -664,6 +675,15 @@ cdef class Consumer(Membership):
             self._failed(account, message, "handle", error)
         return error is None
 
+    cdef bint _sent(self, Account *account, rd_kafka_message_t *message) except -1:
+        """Send what a handler has published and succeeded with; false: that failed, and so has the record."""
+        try:
+            self.outbox.send()
+        except Exception as error:
+            self._failed(account, message, "handle", error)
+            return False
+        return True
+
     cdef object _tombstone(self, Account *account, rd_kafka_message_t *message):
         """Account a null value, or hand its Record to the handler that asked for tombstones; may return a coroutine."""
         cdef void *found = self._tombstone_route(account, message)
@@ -680,8 +700,9 @@ cdef class Consumer(Membership):
             self.awaiting = True
             return result
         if result is None or self._plain_result(account, message, <Route>found, result):
-            account.done += 1
-            self._advance(account, message)
+            if PyList_GET_SIZE(self.published) == 0 or self._sent(account, message):
+                account.done += 1
+                self._advance(account, message)
         return None
 
     cdef void *_tombstone_route(self, Account *account, rd_kafka_message_t *message) noexcept:
@@ -697,6 +718,8 @@ cdef class Consumer(Membership):
 
     cdef int _failed(self, Account *account, rd_kafka_message_t *message, str stage, object error) except -1:
         """Hand a failed record over. It is accounted only when on_failure returns: then its copy has been submitted."""
+        if PyList_GET_SIZE(self.published):
+            self.outbox.drop()
         if not isinstance(error, Exception):
             raise error
         self.cell.offset = -1  # handled, if not well

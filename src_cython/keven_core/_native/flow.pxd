@@ -139,6 +139,8 @@ cdef class Worker:
     cdef object base
     cdef object context
     cdef object error
+    cdef object outbox           # of what its handlers publish
+    cdef list published          # its messages
     cdef str stage
     cdef bint in_task
     cdef bint in_owner
@@ -151,4 +153,5 @@ cdef class Worker:
     cdef object _value(self, Flight *flight)
     cdef void _hand_over(self, Flight *flight) noexcept
     cdef int _finish(self, object result) except -1
+    cdef object _send(self, bint succeeded)
     cdef int _failed(self, object error) except -1

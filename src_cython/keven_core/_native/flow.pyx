@@ -19,6 +19,7 @@ destructors): that is the only lock.
 
 cimport cython
 from cpython.bytes cimport PyBytes_FromStringAndSize
+from cpython.list cimport PyList_GET_SIZE
 from cpython.mem cimport PyMem_Calloc, PyMem_Free
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
@@ -1074,6 +1075,15 @@ cdef class Flow:
                     or self.gatherings)
 
 
+cdef bint any_done(Gathering gathering, object result) except -1:
+    """Whether one of the records of a batch is done, by what its handler returned."""
+    if result is None:
+        return True
+    if batch_result_error(gathering.route.name, result, gathering.count) is not None:
+        return False
+    return any(outcome is None for outcome in result)
+
+
 cdef object batch_result_error(str name, object result, Py_ssize_t count):
     """What is wrong with what a batch handler returned: None, or a list with None or an Outcome for each event."""
     if isinstance(result, Outcome):
@@ -1102,6 +1112,7 @@ cdef class Worker:
     def __init__(self, Flow flow not None, context):
         self.flow = flow
         self.base = context
+        self.published = []
         self.window = Payload.of(flow.consumer.handle)
 
     def __dealloc__(self):
@@ -1113,6 +1124,16 @@ cdef class Worker:
         if flight.cargo != NULL and isinstance(<object>flight.cargo, Gathering):
             self.flow._free_members(<Gathering>flight.cargo)
         self.flow._free(flight)
+
+    def set_outbox(self, outbox):
+        """Send the `messages` that handlers leave in an outbox when they have succeeded: outbox.send() or .drop()."""
+        self.outbox = outbox
+        self.published = outbox.messages
+
+    @property
+    def handling(self):
+        """Whether a handler runs."""
+        return self.flight != NULL
 
     def record_in_hand(self):
         """The Record that this worker handles; raises LookupError when there is none, or a batch."""
@@ -1358,6 +1379,10 @@ cdef class Worker:
         cdef Flow flow = self.flow
         self.flight = NULL
         if flight.cargo != NULL and isinstance(<object>flight.cargo, Gathering):
+            if PyList_GET_SIZE(self.published):
+                error = self._send(any_done((<Gathering>flight.cargo), result))
+                if error is not None:
+                    return flow._unboard(self, flight, None, error)
             return flow._unboard(self, flight, result, None)
         if result is not None:
             if result is SKIPPED:
@@ -1370,14 +1395,35 @@ cdef class Worker:
             else:
                 error = result_error((<Route>flight.route).name if flight.cargo == NULL else "the record", result)
             if error is not None:
+                self._send(False)
+                return flow._fail(flight, "handle", error)
+        if PyList_GET_SIZE(self.published):
+            error = self._send(True)
+            if error is not None:
                 return flow._fail(flight, "handle", error)
         return flow._done(flight)
+
+    cdef object _send(self, bint succeeded):
+        """Send or drop what a handler has published; returns what failed."""
+        if PyList_GET_SIZE(self.published):
+            try:
+                if succeeded:
+                    self.outbox.send()
+            except Exception as error:
+                self.outbox.drop()
+                return error
+            if not succeeded:
+                self.outbox.drop()
+        return None
 
     cdef int _failed(self, object error) except -1:
         cdef Flight *flight = self.flight
         self.flight = NULL
         if flight.cargo != NULL and isinstance(<object>flight.cargo, Gathering):
-            return self.flow._unboard(self, flight, None, error)
+            # What the records before the one that has failed have led to goes out: they are done.
+            failure = self._send(isinstance(error, BatchError) and 0 < error.index < (<Gathering>flight.cargo).count)
+            return self.flow._unboard(self, flight, None, error if failure is None else failure)
+        self._send(False)
         if isinstance(error, BatchError) and isinstance(error.__cause__, Exception):
             error = error.__cause__
         return self.flow._fail(flight, self.stage, error)

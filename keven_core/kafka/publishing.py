@@ -1,0 +1,645 @@
+"""Publishing events and commands: at once, or collected in an outbox that is sent when what led to them has succeeded.
+
+    with outbox():
+        keven_log_event(OrderPlaced(order_id=1))   # collected
+        keven_dispatch_command(ShipOrder(order_id=1))
+                                                   # sent here, in this order; nothing, if the block raises
+
+Where a message goes is decided by the context (contextvars) in which it is raised, so each thread and task has its own:
+
+1. In a handler (`delay_commands_and_events`) it waits in the outbox of the handler that runs.
+2. In an `outbox()` block it waits for the end of the block. A block within another, or within a handler, is as a savepoint
+   of SQL: when it ends well its messages join the outer one's; when it raises, only its own are dropped.
+3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands.
+4. Else it goes out at once.
+
+Tasks and threads that are started with a copy of the context share its outbox as long as that is open; what they raise
+later goes out at once, or with what encloses it.
+
+Sent means acknowledged by the broker, outside of handlers: a flush waits for all of its messages together. In a handler
+nothing waits: the offset of its record is stored only when the broker has acknowledged what it led to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import itertools
+import logging
+import sys
+import threading
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
+
+from keven_core.kafka._calls import is_async
+from keven_core.kafka.errors import PublishError, UsageError
+from keven_core.kafka.kinds import KINDS, MessageKind
+from keven_core.kafka.message import Message
+from keven_core.kafka.outcomes import Outcome
+
+__all__ = [
+    "DelayedCommandsAndEvents",
+    "HandlerOutbox",
+    "MessagePublisher",
+    "Outbox",
+    "WriteCache",
+    "begun_share",
+    "clear_publishers",
+    "collect_on_commit",
+    "current_outbox",
+    "flush_cache",
+    "handled",
+    "handler_outbox",
+    "last_publisher",
+    "outbox",
+    "publish",
+    "publish_now",
+    "send_at_once",
+    "set_publisher",
+    "settled",
+    "undelayed",
+    "write_cache",
+]
+
+logger = logging.getLogger("keven_core.kafka")
+
+Self = TypeVar("Self", bound="Outbox")
+
+# Of messages that were not accepted: each with its error, or None when it was not tried any more.
+Unsent = list[tuple[Message, "Exception | None"]]
+
+
+class _Place(NamedTuple):
+    """Where messages wait that are raised in a context."""
+
+    outbox: Outbox
+    kinds: frozenset[MessageKind]
+
+
+_place: ContextVar[_Place | None] = ContextVar("keven_core.outbox", default=None)
+_ALL = frozenset(KINDS)
+
+
+# --- publishers ------------------------------------------------------------------------------------------------------
+
+
+class MessagePublisher:
+    """Base of EventPublisher and CommandPublisher: writes messages of one kind with a logger.
+
+    `logger` is a KafkaLogger, a KafkaBatchLogger, or any object with log(data, topic=...), which gets bytes.
+    """
+
+    kind: ClassVar[MessageKind]
+
+    def __init__(self, logger: Any) -> None:
+        self.logger = logger
+
+    def publish(self, message: Any, topic: str | None = None) -> None:
+        """Write a message: to `topic`, else to the audit topic if it says so, else to the topic of its name.
+
+        Blocks and raises as the logger's log(). Its key is the message's, so that messages of one key stay in order.
+        """
+        self.logger.log(self._data(message), topic=topic or self.topic_of(message))
+
+    def topic_of(self, message: Any) -> str:
+        """The topic that a message goes to by itself."""
+        if self.kind.audit_topic is not None and getattr(message, "is_audit_event", False):
+            return self.kind.audit_topic
+        return self.kind.topic_of(self.kind.name_of(getattr(message, self.kind.name_field)))
+
+    def _data(self, message: Any) -> Any:
+        # A logger of ours encodes by itself, and takes the key from the message.
+        return message if getattr(self.logger, "takes_messages", False) else message.serialize()
+
+    def publish_all(self, messages: list[Message], *, wait: bool) -> Unsent:
+        """Write messages in order; those that were not accepted come back.
+
+        With `wait`, and a KafkaLogger, they are sent together and acknowledged when this returns.
+        """
+        log_each = getattr(self.logger, "log_each", None)
+        if wait and log_each is not None and self._is_plain():
+            return [
+                (message, error[0])
+                for message, error in zip(
+                    messages, log_each((message, self.topic_of(message)) for message in messages), strict=True
+                )
+                if error is not None
+            ]
+        return _one_by_one(getattr(self, _METHODS[self.kind.noun]), messages)
+
+    def _is_plain(self) -> bool:
+        """Whether no subclass has changed how a message is published."""
+        cls, method = type(self), _METHODS[self.kind.noun]
+        base = next(base for base in cls.__mro__ if MessagePublisher in base.__bases__)
+        return getattr(cls, method) is getattr(base, method) and cls.publish is MessagePublisher.publish
+
+
+# The method by which a publisher takes a message of a kind; that of a service needs no other.
+_METHODS = {"event": "log_event", "command": "dispatch_command"}
+
+
+def _one_by_one(method: Callable[[Any], Any], messages: list[Message]) -> Unsent:
+    for position, message in enumerate(messages):
+        try:
+            method(message)
+        except Exception as error:
+            return [(message, error), *((later, None) for later in messages[position + 1 :])]
+    return []
+
+
+# By noun: the number of clearings at the time, and the publisher.
+_publishers: ContextVar[dict[str, tuple[int, Any]] | None] = ContextVar("keven_core.publishers", default=None)
+_clearings = {kind.noun: 0 for kind in KINDS}
+_everywhere: dict[str, Any] = {}
+_defaults: dict[tuple[str, bool], Any] = {}
+_lock = threading.Lock()
+
+
+def set_publisher(kind: MessageKind, publisher: Any, *, everywhere: bool = False) -> None:
+    """Have messages of a kind published by `publisher` in this thread or task, and in what it starts with its context.
+
+    With `everywhere` also in all threads and tasks that have none of their own. None takes it back.
+    """
+    if everywhere:
+        _everywhere[kind.noun] = publisher
+        return
+    _publishers.set({**(_publishers.get() or {}), kind.noun: (_clearings[kind.noun], publisher)})
+
+
+def clear_publishers(kind: MessageKind) -> None:
+    """Forget all publishers of a kind that were set, in every thread; the default one is made anew when it is needed."""
+    with _lock:
+        _clearings[kind.noun] += 1
+        _everywhere.pop(kind.noun, None)
+        for acknowledged in (True, False):
+            _defaults.pop((kind.noun, acknowledged), None)
+
+
+def last_publisher(kind: MessageKind, *, acknowledged: bool = True) -> Any:
+    """The publisher that was set last in this thread or task; else the one for everywhere; else the default.
+
+    The default one writes with a KafkaLogger, whose log() returns when the message is acknowledged, or with a
+    KafkaBatchLogger if that is not `acknowledged`. Both take their settings from the environment.
+    """
+    cleared, own = (_publishers.get() or {}).get(kind.noun, (-1, None))
+    if own is not None and cleared == _clearings[kind.noun]:
+        return own
+    publisher = _everywhere.get(kind.noun)
+    return publisher if publisher is not None else _default_publisher(kind, acknowledged)
+
+
+def _default_publisher(kind: MessageKind, acknowledged: bool) -> Any:
+    with _lock:
+        publisher = _defaults.get((kind.noun, acknowledged))
+        if publisher is None:
+            from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+
+            made = KafkaLogger() if acknowledged else KafkaBatchLogger()
+            publisher = _defaults[kind.noun, acknowledged] = kind.publisher_class()(made)
+        return publisher
+
+
+# --- outboxes --------------------------------------------------------------------------------------------------------
+
+
+class Outbox:
+    """Events and commands that wait, in the order in which they were raised. Use `outbox()`.
+
+    A context manager, `with` or `async with` (which does not block the event loop): it collects what is raised inside
+    and sends it when the block ends without an exception.
+
+    Attributes:
+        messages: what waits. When a flush has failed, what was not accepted is still there.
+    """
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._lock = threading.Lock()
+        self._open = True  # until a block of it ends
+        self._inside = False
+        self._before: _Place | None = None
+
+    def __len__(self) -> int:
+        return len(self.messages)
+
+    def collecting(self) -> Outbox | None:
+        """The outbox that takes messages for this one: itself, or when its block has ended, what encloses it."""
+        if self._open:
+            return self
+        return None if self._before is None else self._before.outbox.collecting()
+
+    def add(self, message: Message) -> None:
+        """Have a message wait here."""
+        self.messages.append(message)
+
+    def flush(self, kind: MessageKind | None = None) -> int:
+        """Send what waits, of one kind or all; returns how many messages that were.
+
+        Outside of handlers it waits until the broker has acknowledged them. Blocks as the publisher's logger does.
+        Raises PublishError when some were not accepted: these stay here, and may be flushed again. A message whose
+        acknowledgement did not come in time may arrive twice then.
+        """
+        with self._lock:
+            waiting = [message for message in self.messages if kind is None or message.kind is kind]
+            sent = 0
+            wait = not _in_handler()
+            for of_kind, group in itertools.groupby(waiting, lambda message: message.kind):
+                messages = list(group)
+                unsent = self._publish(of_kind, messages, wait)
+                kept = {id(message) for message, _ in unsent}
+                for message in messages:
+                    if id(message) not in kept:
+                        self._take_out(message)
+                        sent += 1
+                if unsent:
+                    raise _publish_error(sent, len(waiting), unsent, waiting)
+            return sent
+
+    def _publish(self, kind: MessageKind, messages: list[Message], wait: bool) -> Unsent:
+        publisher = last_publisher(kind, acknowledged=wait)
+        if isinstance(publisher, MessagePublisher):
+            return publisher.publish_all(messages, wait=wait)
+        return _one_by_one(getattr(publisher, _METHODS[kind.noun]), messages)
+
+    def _take_out(self, message: Message) -> None:
+        # Element by element: another thread may append meanwhile.
+        for position, found in enumerate(self.messages):
+            if found is message:
+                del self.messages[position]
+                return
+
+    def drop(self, start: int = 0) -> None:
+        """Forget what waits, from a position on."""
+        count = len(self.messages) - start
+        if count > 0:
+            del self.messages[start : start + count]
+            logger.debug("%d message(s) are not sent, since what they were raised by has failed", count)
+
+    def _outer(self) -> _Place | None:
+        """Where the messages go when the block ends well: the enclosing outbox that is open."""
+        place = self._before
+        target = None if place is None else place.outbox.collecting()
+        return None if place is None or target is None else _Place(target, place.kinds)
+
+    def send(self) -> None:
+        """Hand what waits on to the enclosing outbox; send what that does not take. Raises as flush()."""
+        outer = self._outer()
+        if outer is not None:
+            for message in list(self.messages):
+                if message.kind in outer.kinds:
+                    outer.outbox.add(message)
+                    self._take_out(message)
+        if self.messages:
+            self.flush()
+
+    # --- as a context manager ----------------------------------------------------------------------------------------
+
+    def _enter(self) -> None:
+        if self._inside:
+            raise UsageError("this outbox is in use: its block has to end before the next begins; make one for each")
+        self._inside = self._open = True
+        self._before = _place.get()
+        _place.set(_Place(self, _ALL))
+
+    def _leave(self) -> None:
+        self._inside = self._open = False
+        # Not reset(): the block may end in another context than it began in, as in fixtures.
+        _place.set(self._before)
+
+    def __enter__(self: Self) -> Self:
+        self._enter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Send what waits, or drop it; raises as flush()."""
+        self._leave()
+        if error is None:
+            self.send()
+        else:
+            self.drop()
+
+    async def __aenter__(self: Self) -> Self:
+        self._enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """As __exit__(), in a thread of the loop's executor if there is something to send."""
+        self._leave()
+        if error is not None:
+            self.drop()
+        elif self.messages and (self._outer() is not None or _in_handler()):
+            self.send()  # nothing is waited for
+        elif self.messages:
+            context = contextvars.copy_context()
+            await asyncio.get_running_loop().run_in_executor(None, context.run, self.send)
+
+
+def outbox() -> Outbox:
+    """A block that collects the events and commands raised in it and sends them, in order, when it has ended well.
+
+    `with outbox() as box:`, or `async with`. If the block raises, nothing is sent. See the module for blocks within
+    blocks. Raises PublishError at the end of the block; `box.messages` are then what was not accepted, and
+    `box.flush()` tries it again.
+    """
+    return Outbox()
+
+
+class DelayedCommandsAndEvents(Outbox):
+    """The same as outbox(), under its older name."""
+
+
+def _in_handler() -> bool:
+    """Whether what is logged here is waited for by the offset of a record."""
+    native = sys.modules.get("keven_core._native.logger")
+    return native is not None and native._scope.get() is not None
+
+
+def _publish_error(sent: int, count: int, unsent: Unsent, waiting: list[Message]) -> PublishError:
+    failures = [(message, error) for message, error in unsent if error is not None]
+    first, cause = failures[0]
+    name = getattr(first, first.kind.name_field)
+    lost = {id(message) for message, _ in unsent}
+    tried = next(position for position, message in enumerate(waiting) if message is first)
+    rest = [message for message in waiting[tried:] if id(message) in lost or message.kind is not first.kind]
+    names = ", ".join(dict.fromkeys(getattr(message, message.kind.name_field) for message in rest))
+    error = PublishError(
+        f"{count - sent} of {count} message(s) were not sent and are kept in the outbox ({names[:300]}); the first, "
+        f"{name}: {cause}",
+        rest,
+    )
+    error.__cause__ = cause
+    return error
+
+
+# --- what the doors of events and commands share ---------------------------------------------------------------------
+
+
+def _checked(kind: MessageKind, message: Any) -> Message:
+    if not isinstance(message, Message) or message.kind is not kind:
+        raise UsageError(f"{kind.a_noun} is published here, not {type(message).__name__}")
+    if not getattr(message, kind.name_field):
+        raise UsageError(f"{type(message).__qualname__} has no {kind.name_field}, so nobody could tell what it is")
+    return message
+
+
+def publish(kind: MessageKind, message: Any) -> None:
+    """Have a message wait in the current outbox, if there is one for its kind; else publish it without waiting."""
+    _checked(kind, message)
+    place = _place.get()
+    if place is not None and kind in place.kinds:
+        box = place.outbox.collecting()
+        if box is not None:
+            box.add(message)
+            return
+    getattr(last_publisher(kind, acknowledged=False), _METHODS[kind.noun])(message)
+
+
+def publish_now(kind: MessageKind, message: Any) -> None:
+    """Publish a message past every outbox; returns when it is acknowledged (by default, see last_publisher)."""
+    getattr(last_publisher(kind), _METHODS[kind.noun])(_checked(kind, message))
+
+
+def current_outbox() -> Outbox | None:
+    """The outbox that collects in this thread or task."""
+    place = _place.get()
+    return None if place is None else place.outbox.collecting()
+
+
+def _own_place() -> _Place:
+    """The place of this context; an outbox of its own, that collects nothing yet, is made if there is none."""
+    place = _place.get()
+    box = None if place is None else place.outbox.collecting()
+    if place is None or box is None:
+        place = _Place(Outbox(), frozenset())
+        _place.set(place)
+    return place
+
+
+def collect_on_commit(kind: MessageKind) -> None:
+    """From here on messages of a kind wait in this thread or task, until flush_cache()."""
+    place = _own_place()
+    if kind not in place.kinds:
+        _place.set(_Place(place.outbox, place.kinds | {kind}))
+
+
+def send_at_once(kind: MessageKind) -> None:
+    """From here on messages of a kind go out at once in this thread or task; what waits goes on waiting."""
+    place = _place.get()
+    if place is not None and kind in place.kinds:
+        _place.set(_Place(place.outbox, place.kinds - {kind}))
+
+
+def flush_cache(kind: MessageKind) -> int:
+    """Send what waits of a kind in this thread or task; returns how many. Raises as Outbox.flush()."""
+    place = _place.get()
+    box = None if place is None else place.outbox.collecting()
+    return 0 if box is None else box.flush(kind)
+
+
+class WriteCache(MutableSequence[Any]):
+    """Messages of one kind that wait in an outbox, as a list of which the outbox is the truth."""
+
+    def __init__(self, kind: MessageKind, box: Outbox) -> None:
+        self._kind = kind
+        self._box = box
+
+    def _positions(self) -> list[int]:
+        return [i for i, message in enumerate(self._box.messages) if message.kind is self._kind]
+
+    def _now(self) -> list[Any]:
+        return [message for message in self._box.messages if message.kind is self._kind]
+
+    def __len__(self) -> int:
+        return len(self._now())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._now())
+
+    def __eq__(self, other: object) -> bool:
+        return self._now() == (list(other) if isinstance(other, (list, WriteCache)) else other)
+
+    __hash__ = None  # type: ignore[assignment]  # as a list's
+
+    def __repr__(self) -> str:
+        return repr(self._now())
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: Any) -> Any:
+        return self._now()[index]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        if isinstance(index, slice):
+            raise UsageError("a write cache can't be assigned to in slices: clear it and add to it")
+        self._box.messages[self._positions()[index]] = _checked(self._kind, value)
+
+    def __delitem__(self, index: Any) -> None:
+        found = self._positions()[index]
+        for position in sorted([found] if isinstance(found, int) else found, reverse=True):
+            del self._box.messages[position]
+
+    def insert(self, index: int, value: Any) -> None:
+        """Have a message wait before another."""
+        positions = self._positions()
+        at = positions[index] if -len(positions) <= index < len(positions) else len(self._box.messages)
+        self._box.messages.insert(at, _checked(self._kind, value))
+
+
+def write_cache(kind: MessageKind) -> WriteCache:
+    """What waits of a kind in this thread or task."""
+    place = _own_place()
+    box = place.outbox.collecting()
+    assert box is not None  # _own_place() sees to it
+    return WriteCache(kind, box)
+
+
+# --- handlers --------------------------------------------------------------------------------------------------------
+
+
+class _Handling(Protocol):
+    @property
+    def handling(self) -> bool: ...
+
+
+class HandlerOutbox(Outbox):
+    """The outbox of whoever calls handlers, for one record after the other: made once, so that it costs nothing.
+
+    Whoever calls a handler looks into `messages` afterwards: send() when it has succeeded, drop() when it has failed. In
+    a server that is compiled code, which looks at the length of that list and no more.
+
+    `source.handling` says whether a handler runs; None: it does. When none runs, messages go out at once: they come from
+    what a handler has left running. What such a thread or task raises while the next handler runs can't be told from
+    that one's; what outlives its handler should have a context of its own.
+    """
+
+    def __init__(self, source: _Handling | None = None) -> None:
+        super().__init__()
+        self._source = source
+        self._delays = True
+
+    def collecting(self) -> Outbox | None:
+        """Itself, while a handler runs whose messages are to wait."""
+        if not self._open or (self._source is not None and not self._source.handling):
+            return super().collecting() if not self._open else None
+        return self if self._delays else (None if self._before is None else self._before.outbox.collecting())
+
+    def enter(self) -> None:
+        """Collect in this context from now on; for a context that belongs to a server."""
+        _place.set(_Place(self, _ALL))
+
+    def settle(self, result: object) -> None:
+        """A handler has returned: send what it has raised, unless the result is an outcome other than done."""
+        if not self.messages:
+            return
+        if isinstance(result, Outcome):
+            self.drop()
+        else:
+            self.send()
+
+
+def handler_outbox() -> HandlerOutbox | None:
+    """The outbox of the handler that runs in this context."""
+    place = _place.get()
+    return place.outbox if place is not None and isinstance(place.outbox, HandlerOutbox) else None
+
+
+def begun_share() -> tuple[HandlerOutbox | None, Sequence[Message]]:
+    """The outbox of the handler that runs in this context, and what is in it.
+
+    For one of several handlers of a record: what it raises goes out if it succeeds, whatever becomes of the others.
+    """
+    box = handler_outbox()
+    return box, () if box is None else box.messages
+
+
+def undelayed(call: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`call` of a handler whose messages go out at once."""
+    if is_async(call):
+
+        async def call_async(message: Any) -> Any:
+            box = handler_outbox()
+            if box is None:
+                return await call(message)
+            box._delays = False
+            try:
+                return await call(message)
+            finally:
+                box._delays = True
+
+        call_async.__qualname__ = getattr(call, "__qualname__", repr(call))
+        return call_async
+
+    def call_now(message: Any) -> Any:
+        box = handler_outbox()
+        if box is None:
+            return call(message)
+        box._delays = False
+        try:
+            return call(message)
+        finally:
+            box._delays = True
+
+    call_now.__qualname__ = getattr(call, "__qualname__", repr(call))
+    return call_now
+
+
+def handled(call: Callable[[Any], Any], message: Any) -> Any:
+    """Call handlers outside of a server as a server would: what they raise goes out if they succeed.
+
+    Returns what `call` returns; an awaitable for an async one.
+    """
+    if not is_async(call):
+        with HandlerOutbox() as box:
+            result = call(message)
+            if inspect.isawaitable(result):
+                raise UsageError(f"{getattr(call, '__qualname__', call)!r} returned an awaitable: declare it `async def`")
+            box.settle(result)
+            return result
+
+    async def handled_async() -> Any:
+        async with HandlerOutbox() as box:
+            result = await call(message)
+            if isinstance(result, Outcome):
+                box.drop()
+            return result
+
+    return handled_async()
+
+
+def settled(call: Callable[[], Any]) -> Callable[[], Any]:
+    """`call`, which handles a record, with what it raises sent or dropped; it may return an awaitable."""
+
+    async def awaited(box: HandlerOutbox, result: Any) -> Any:
+        try:
+            outcome = await result
+            box.settle(outcome)
+        except BaseException:
+            box.drop()
+            raise
+        return outcome
+
+    def call_settled() -> Any:
+        box = handler_outbox()
+        if box is None:
+            return call()
+        try:
+            result = call()
+            if inspect.isawaitable(result):
+                return awaited(box, result)
+            box.settle(result)
+        except BaseException:
+            box.drop()
+            raise
+        return result
+
+    return call_settled
+
