@@ -11,6 +11,7 @@ The event's own `detail_class` decides what is built; the wire only fills in att
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import logging
@@ -23,7 +24,7 @@ from typing import Any
 import msgspec
 
 from keven_core.kafka.errors import UndecodableError
-from keven_core.kafka.plain_data import Reader
+from keven_core.kafka.plain_data import DEEP, TAGS, Reader
 
 __all__ = ["BasicDetail", "DetailBuilder", "blank"]
 
@@ -58,15 +59,17 @@ def takes_no_arguments(call: Callable[..., Any], *given: Any) -> bool:
 
 
 @cache  # bounded by the program's own classes
-def _maker(cls: type) -> Callable[[], Any]:
-    if takes_no_arguments(cls):
-        return cls
-    return lambda: cls.__new__(cls)
+def maker_of(cls: Any) -> Callable[[], Any]:
+    """What makes a new object of a program's own class: its __init__ if that needs no arguments, else without it."""
+    if cls.__init__ is BasicDetail.__init__ or not takes_no_arguments(cls):
+        return functools.partial(cls.__new__, cls)
+    made: Callable[[], Any] = cls
+    return made
 
 
-def blank(cls: type) -> Any:
-    """A new object of a program's own class: by its __init__ if that needs no arguments, else without it."""
-    return _maker(cls)()
+def blank(cls: Any) -> Any:
+    """A new object, as maker_of() says."""
+    return maker_of(cls)()
 
 
 @cache  # bounded by the program's own classes
@@ -86,9 +89,6 @@ def set_attributes(made: Any, attributes: dict[str, Any]) -> Any:
     """Set attributes of an object as they came over the wire, running nothing of its class."""
     cls = type(made)
     reserved = reserved_names(cls)
-    if reserved.isdisjoint(attributes) and cls.__dictoffset__ and not _slots(cls):
-        made.__dict__.update(attributes)
-        return made
     slots = _slots(cls)
     for name, value in attributes.items():
         if name in slots:
@@ -204,36 +204,42 @@ class DetailBuilder:
 
     def __init__(self, detail_class: Any) -> None:
         self._class = detail_class
-        self._checks_fields = isinstance(detail_class, type) and (
+        self._checks_fields = not getattr(detail_class, "is_old_style", False) and (
             issubclass(detail_class, (msgspec.Struct, dict)) or dataclasses.is_dataclass(detail_class)
         )
-        self._hints = {} if self._checks_fields else _hints(detail_class)
+        self.make = maker_of(detail_class)
+        # A name that needs a closer look: a tag, or one that the wire may not set.
+        self.names_to_look_at = reserved_names(detail_class) | TAGS | _slots(detail_class).keys()
+        self.is_simple = (
+            not self._checks_fields and detail_class.__dictoffset__ != 0 and not _hints(detail_class)
+        )
+        # Without an __init__ that sets defaults, what has come is all there is.
+        self.takes_dict = self.is_simple and isinstance(self.make, functools.partial)
 
     def build(self, plain: Any) -> Any:
-        """An object of the class, with the attributes in `plain`: a dict, or the JSON text of one.
+        """An object of the class, with the attributes in `plain`, a dict or the JSON text of one.
 
         Anything else, a list for example, is given back as it was read. Raises UndecodableError.
         """
-        if type(plain) is str:
-            plain = _parsed(plain)
         if type(plain) is not dict:
-            return Reader().read(plain)
+            if type(plain) is not str:
+                return Reader().read(plain)
+            plain = _parsed(plain)
+            if type(plain) is not dict:
+                return Reader().read(plain)
         if self._checks_fields:
             content = _DetailReader(self._class, None).read(_as_object(plain))
             try:
                 return msgspec.convert(content, self._class)
             except msgspec.ValidationError as error:
                 raise UndecodableError(f"the details are no {self._class.__qualname__}: {error}") from error
-        return self.fill(blank(self._class), plain)
+        return self.fill(self.make(), plain)
 
     def fill(self, made: Any, plain: dict[str, Any]) -> Any:
-        """Set the attributes of an object to what stands in `plain`."""
-        for name, value in plain.items():
-            cls = type(value)
-            if cls is dict or cls is list or type(name) is not str or name[:3] == "py/":
-                break
-        else:
-            return set_attributes(made, plain) if not self._hints else _with_attributes(made, plain)
+        """Set the attributes of an object to what stands in `plain`; returns it."""
+        if self.is_simple and DEEP.isdisjoint(map(type, plain.values())) and self.names_to_look_at.isdisjoint(plain):
+            made.__dict__.update(plain)
+            return made
         return _DetailReader(self._class, made).read(_as_object(plain))
 
 

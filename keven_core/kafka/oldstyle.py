@@ -14,15 +14,16 @@ classes anything. On the wire it is the same flat object; after the envelope com
     payload, payload_bytes    what serialize_payload() has returned, str or bytes, if the service has overridden it;
                               parse_payload() gets the same
     details, offloads         the attributes of `details` of a pickled message, and which of them lie in files
-    its own attributes        otherwise
+    its own attributes        otherwise; `attributes` lists those that the class does not tell of (known_attributes)
 
 On arrival `__init__` runs if it needs no arguments, then the envelope is set, then the payload.
 """
 
 from __future__ import annotations
 
-import inspect
+import enum
 import operator
+import typing
 from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar
@@ -35,13 +36,14 @@ from keven_core.kafka.envelope import MessageMeta
 from keven_core.kafka.errors import RegistrationError, UndecodableError, UsageError
 from keven_core.kafka.kinds import MessageKind
 from keven_core.kafka.large_attributes import Offload, manager_of
-from keven_core.kafka.plain_data import attributes_of, to_plain
+from keven_core.kafka.plain_data import all_to_plain, attributes_of, to_plain
 
 __all__ = ["OldStyle", "OldStyleMeta", "Pickled", "prepare"]
 
 # Struct fields that hold what came over the wire until it is parsed.
 _PAYLOAD_FIELDS = {"_wire_payload": ("payload", str), "_wire_payload_bytes": ("payload_bytes", bytes)}
-_DETAIL_FIELDS = {"_wire_details": ("details", Any), "_wire_offloads": ("offloads", dict[str, Offload])}
+_DETAIL_FIELDS = {"details": ("details", Any), "_wire_offloads": ("offloads", dict[str, Offload])}
+_ATTRIBUTE_FIELDS = {"_wire_attributes": ("attributes", list[str])}
 
 _make_struct = type(msgspec.Struct).__call__
 
@@ -66,6 +68,8 @@ class OldStyle:
 
     def __init__(self, **envelope: Any) -> None:
         """Set fields of the envelope, each given by its name: namespace, originator, created ..."""
+        if not envelope:
+            return
         fields = envelope_of(type(self))
         for name, value in envelope.items():
             if name not in fields:
@@ -113,7 +117,7 @@ class OldStyle:
             raise UsageError(f"{type(self).__qualname__} has no {kind.name_field}, so nobody could tell what it is")
         flat = {kind.name_field: kind.name_of(name)}
         texts = _text_fields(type(self))
-        for field, value in zip(envelope_of(type(self)), _envelope_getter(type(self))(self), strict=True):
+        for field, value in zip(envelope_of(type(self)), envelope_getter(type(self))(self), strict=True):
             flat[field] = "" if value is None and field in texts else value
         flat.update(self._carried(binary=codec == "msgpack"))
         try:
@@ -123,8 +127,10 @@ class OldStyle:
 
     def _carried(self, *, binary: bool) -> dict[str, Any]:
         """What stands on the wire after the envelope."""
-        if not _has_own_payload(type(self)):
-            return self._own_attributes(binary=binary)
+        if not has_own_payload(type(self)):
+            own = self._own_attributes(binary=binary)
+            unknown = [name for name in own if name not in known_attributes(type(self))]
+            return {"attributes": unknown, **own} if unknown else own
         payload = self.serialize_payload()
         if isinstance(payload, str):
             return {"payload": payload}
@@ -146,7 +152,7 @@ class OldStyle:
                 f"{cls.__qualname__}.{sorted(taken)[0]} would hide a method of that name where it arrives: give the "
                 f"attribute another name"
             )
-        return {name: to_plain(value, where=f"{cls.__qualname__}.{name}", binary=binary) for name, value in own.items()}
+        return all_to_plain(own, where=cls.__qualname__, binary=binary)
 
     @classmethod
     def blank(cls) -> Any:
@@ -160,13 +166,16 @@ class OldStyle:
     @classmethod
     def wire_decoders(cls) -> tuple[Callable[..., Any], Callable[..., Any]]:
         """(JSON, MessagePack) functions that decode a value into this class."""
-        return _decoder_of(cls, msgspec.json.Decoder), _decoder_of(cls, msgspec.msgpack.Decoder)
+        from keven_core.kafka._oldstyle_decoding import decoder_of
+
+        return decoder_of(cls, msgspec.json.Decoder), decoder_of(cls, msgspec.msgpack.Decoder)
 
     # --- as plain objects --------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
         cls = type(self)
-        fields = {**dict(zip(envelope_of(cls), _envelope_getter(cls)(self), strict=True)), **vars(self)}
+        fields = {name: getattr(self, name) for name in cls.__struct_fields__ if not name.startswith("_wire_")}
+        fields.update(vars(self))
         return f"{cls.__qualname__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -197,8 +206,6 @@ class Pickled(OldStyle):
 
     __slots__ = ()
     detail_class: ClassVar[Any] = BasicDetail
-    details: Any
-    _wire_offloads: Any
 
     def __init__(self, details: Any = None, **envelope: Any) -> None:
         super().__init__(**envelope)
@@ -206,7 +213,7 @@ class Pickled(OldStyle):
             self.details = details
 
     def _begin(self) -> None:
-        self.details = _new_details(self.detail_class)
+        self.details = new_details(self.detail_class)
 
     def serialize_payload(self) -> str | bytes | None:
         """The details as JSON text."""
@@ -227,36 +234,35 @@ class Pickled(OldStyle):
             self._wire_offloads = UNSET
 
     def _carried(self, *, binary: bool) -> dict[str, Any]:
-        if _has_own_payload(type(self)):
+        if has_own_payload(type(self)):
             return super()._carried(binary=binary)
-        plain = self._plain_details(binary=binary)
         names = type(self).large_attributes
-        if not names or type(plain) is not dict:
-            return {"details": plain}
+        if not names:
+            return {"details": self._plain_details(binary=binary)}
         manager = manager_of(type(self))
         offloads = manager.offload(self, self.details, names)
         if self._wire_offloads is not UNSET:
             offloads = {**manager.still_in_files(self.details, self._wire_offloads), **offloads}
-        if not offloads:
-            return {"details": plain}
-        return {"details": {**plain, **{name: offload.path for name, offload in offloads.items()}}, "offloads": offloads}
+        plain = self._plain_details(binary=binary, left_out=("offloads", *offloads))
+        return {"details": plain, "offloads": offloads} if offloads else {"details": plain}
 
-    def _plain_details(self, *, binary: bool) -> Any:
+    def _plain_details(self, *, binary: bool, left_out: tuple[str, ...] = ()) -> Any:
         details, where = self.details, f"{type(self).__qualname__}.details"
         attributes = attributes_of(details)
-        if attributes is None or isinstance(details, (list, tuple, set, frozenset, str)):
+        if attributes is None or isinstance(details, _NO_ATTRIBUTES):
             return to_plain(details, where=where, binary=binary)
-        left_out = type(self).large_attributes
-        return {
-            name: to_plain(value, where=f"{where}.{name}", binary=binary or name in left_out)
-            for name, value in attributes.items()
-            if name != "offloads" or not left_out
-        }
+        if left_out:
+            attributes = {name: value for name, value in attributes.items() if name not in left_out}
+        return all_to_plain(attributes, where=where, binary=binary)
 
 
-def _new_details(detail_class: Any) -> Any:
+# What is written by what it contains, also when it is a subclass that has attributes.
+_NO_ATTRIBUTES = (dict, list, tuple, set, frozenset, str, bytes, int, float, enum.Enum)
+
+
+def new_details(detail_class: Any) -> Any:
     try:
-        return blank(detail_class)
+        return blank(detail_class if detail_class is not None else BasicDetail)
     except TypeError:
         return None  # a struct with required fields: the service assigns it
 
@@ -267,11 +273,11 @@ def _new_details(detail_class: Any) -> Any:
 @cache  # bounded by the program's own classes
 def envelope_of(cls: Any) -> tuple[str, ...]:
     """The fields of the envelope."""
-    return tuple(name for name in cls.__struct_fields__ if not name.startswith("_wire_"))
+    return tuple(name for name in cls.__struct_fields__ if not name.startswith("_wire_") and name != "details")
 
 
 @cache
-def _envelope_getter(cls: Any) -> Callable[[Any], tuple[Any, ...]]:
+def envelope_getter(cls: Any) -> Callable[[Any], tuple[Any, ...]]:
     return operator.attrgetter(*envelope_of(cls))
 
 
@@ -283,7 +289,7 @@ def _text_fields(cls: Any) -> frozenset[str]:
 
 
 @cache
-def _has_own_payload(cls: Any) -> bool:
+def has_own_payload(cls: Any) -> bool:
     """Whether a service has overridden how its payload is written or read."""
     own = (OldStyle, Pickled)
     return any(
@@ -295,118 +301,24 @@ def _has_own_payload(cls: Any) -> bool:
 
 
 @cache
+def known_attributes(cls: Any) -> frozenset[str]:
+    """Attributes that a class tells of: those that `__init__` sets without arguments, and those with annotations."""
+    known = set(typing.get_type_hints(cls.annotated))
+    if takes_no_arguments(cls.__init__, None):
+        known.update(vars(cls()))
+    return frozenset(known.difference(cls.__struct_fields__, (cls.kind.name_field,)))
+
+
+@cache
 def builder_of(cls: Any) -> DetailBuilder:
     """What builds details, or sets attributes of an event itself."""
-    return DetailBuilder(cls)
+    return DetailBuilder(cls if cls is not None else BasicDetail)
 
 
 def _own_only(cls: Any, attributes: dict[str, Any]) -> dict[str, Any]:
     taken = cls.__struct_fields__
     name_field = cls.kind.name_field
     return {name: value for name, value in attributes.items() if name != name_field and name not in taken}
-
-
-# --- decoding --------------------------------------------------------------------------------------------------------
-
-
-def _initializer(cls: Any) -> Callable[[Any], None] | None:
-    """Runs a service's own `__init__` on a message whose envelope is set, and leaves the envelope as it is."""
-    init = cls.__init__
-    if init in (OldStyle.__init__, Pickled.__init__) or not takes_no_arguments(init, None):
-        return None
-    fields = envelope_of(cls)
-    values_of = _envelope_getter(cls)
-
-    def initialize(message: Any) -> None:
-        kept = values_of(message)
-        message._begin()
-        init(message)
-        for name, value in zip(fields, kept, strict=True):
-            setattr(message, name, value)
-
-    return initialize
-
-
-def _decoder_of(cls: Any, decoder: Any) -> Callable[..., Any]:
-    decode = decoder(cls).decode
-    initialize = _initializer(cls)
-    if _has_own_payload(cls):
-        finish = _finish_payload
-    elif issubclass(cls, Pickled):
-        finish = _details_finisher(cls)
-    else:
-        return _attributes_decoder(cls, decode, decoder(dict[str, Any]).decode, initialize)
-    if initialize is None:
-
-        def decode_bare(data: Any) -> Any:
-            message = decode(data)
-            finish(message)
-            return message
-
-        return decode_bare
-
-    def decode_message(data: Any) -> Any:
-        message = decode(data)
-        initialize(message)
-        finish(message)
-        return message
-
-    return decode_message
-
-
-def _finish_payload(message: Any) -> None:
-    payload = message._wire_payload
-    if payload is not UNSET:
-        message._wire_payload = UNSET
-        message.parse_payload(payload)
-    elif message._wire_payload_bytes is not UNSET:
-        payload, message._wire_payload_bytes = message._wire_payload_bytes, UNSET
-        message.parse_payload(payload)
-
-
-def _details_finisher(cls: Any) -> Callable[[Any], None]:
-    build = builder_of(cls.detail_class).build
-    make = blank if cls.detail_class is not None else None
-
-    def finish(message: Any) -> None:
-        plain = message._wire_details
-        if plain is UNSET:
-            if make is not None and "details" not in message.__dict__:
-                message._begin()
-        else:
-            message._wire_details = UNSET
-            message.details = build(plain)
-
-    if not cls.large_attributes:
-        return finish
-
-    def finish_large(message: Any) -> None:
-        finish(message)
-        offloads = {} if message._wire_offloads is UNSET else message._wire_offloads
-        message._wire_offloads = manager_of(cls).arrived(message.details, offloads, cls.large_attributes)
-
-    return finish_large
-
-
-def _attributes_decoder(
-    cls: Any,
-    decode: Callable[[Any], Any],
-    decode_dict: Callable[[Any], dict[str, Any]],
-    initialize: Callable[[Any], None] | None,
-) -> Callable[[Any], Any]:
-    fill = builder_of(cls).fill
-    taken = (*cls.__struct_fields__, cls.kind.name_field)
-
-    def decode_message(data: Any) -> Any:
-        message = decode(data)
-        attributes = decode_dict(data)
-        for name in taken:
-            attributes.pop(name, None)
-        if initialize is not None:
-            initialize(message)
-        return fill(message, attributes)
-
-    return decode_message
 
 
 # --- making the class ------------------------------------------------------------------------------------------------
@@ -431,10 +343,11 @@ def prepare(
     bases = tuple(_wrapped(base) if _is_mixin_with_init(base) else base for base in bases)
     present = {name for base in bases if isinstance(base, MessageMeta) for name in base.__struct_fields__}
     wire = _PAYLOAD_FIELDS if _carries_payload(bases, namespace) else {}
-    if not wire and any(issubclass(base, Pickled) for base in bases):
-        wire = _DETAIL_FIELDS
+    if any(issubclass(base, Pickled) for base in bases):
+        wire = {**wire, **_DETAIL_FIELDS}
+    wire = wire or _ATTRIBUTE_FIELDS
     fields = {name: of for name, of in wire.items() if name not in present}
-    namespace["__annotations__"] = {name: type_ | UnsetType if type_ is not Any else Any for name, (_, type_) in fields.items()}
+    namespace["__annotations__"] = {name: type_ if type_ is Any else type_ | UnsetType for name, (_, type_) in fields.items()}
     namespace.update({name: msgspec.field(default=UNSET, name=wire_name) for name, (wire_name, _) in fields.items()})
     options.update(dict=True, eq=False, weakref=True, gc=True)
 
@@ -473,5 +386,5 @@ def _carries_payload(bases: tuple[type, ...], namespace: dict[str, Any]) -> bool
     return (
         "serialize_payload" in namespace
         or "parse_payload" in namespace
-        or any(_has_own_payload(base) for base in bases)
+        or any(has_own_payload(base) for base in bases)
     )  # fmt: skip

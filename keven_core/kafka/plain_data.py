@@ -25,11 +25,14 @@ import math
 import types
 import uuid
 from collections.abc import Callable
+from functools import cache
 from typing import Any
+
+import msgspec
 
 from keven_core.kafka.errors import UndecodableError, UsageError
 
-__all__ = ["Reader", "attributes_of", "to_plain"]
+__all__ = ["DEEP", "TAGS", "Reader", "all_to_plain", "attributes_of", "to_plain"]
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by an extension module
 
@@ -37,22 +40,28 @@ _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by an 
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def attributes_of(value: Any) -> dict[str, Any] | None:
-    """The attributes of an object of a class written in Python: its __dict__ and __slots__; None: it is no such object."""
-    cls = type(value)
-    if not cls.__flags__ & _HEAP_TYPE or isinstance(value, (type, types.ModuleType, BaseException)):
+@cache  # bounded by the program's own classes
+def _slots_of(cls: Any) -> dict[str, str] | None:
+    """Attributes that a class keeps outside __dict__: the name of each on the wire; None: its objects are no data."""
+    if not cls.__flags__ & _HEAP_TYPE or issubclass(cls, (type, types.ModuleType, BaseException)):
         return None
+    if issubclass(cls, msgspec.Struct):
+        return dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
     slots: list[str] = []
     for base in reversed(cls.__mro__):
-        found = vars(base).get("__struct_fields__", vars(base).get("__slots__", ()))
+        found = vars(base).get("__slots__", ())
         slots += [found] if isinstance(found, str) else found
-    own = getattr(value, "__dict__", None)
-    if own is None and not slots:
+    names = {name: name for name in slots if name not in ("__dict__", "__weakref__")}
+    return names if names or cls.__dictoffset__ else None
+
+
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """Attributes of an object of a class written in Python: its __dict__ and __slots__; None: it is no such object."""
+    slots = _slots_of(type(value))
+    if slots is None:
         return None
-    attributes = {name: getattr(value, name) for name in dict.fromkeys(slots) if hasattr(value, name)}
-    attributes.pop("__dict__", None)
-    attributes.pop("__weakref__", None)
-    return {**attributes, **(own or {})}
+    own: dict[str, Any] = getattr(value, "__dict__", {})
+    return {**{on_wire: getattr(value, name) for name, on_wire in slots.items() if hasattr(value, name)}, **own}
 
 
 def to_plain(value: Any, *, where: str, binary: bool = False) -> Any:
@@ -61,6 +70,19 @@ def to_plain(value: Any, *, where: str, binary: bool = False) -> Any:
     Raises UsageError for what is no data (functions, files, locks) and for data that contains itself.
     """
     return _Writer(binary).write(value, where)
+
+
+def all_to_plain(attributes: dict[str, Any], *, where: str, binary: bool = False) -> dict[str, Any]:
+    """The values of a dict as plain data, whose keys are names of attributes of `where`; as to_plain()."""
+    return {
+        name: value
+        if (cls := type(value)) is str or value is None or cls is bool or (cls is int and -_SMALL < value < _SMALL)
+        else to_plain(value, where=f"{where}.{name}", binary=binary)
+        for name, value in attributes.items()
+    }
+
+
+_SMALL = 1 << 63
 
 
 class _Writer:
@@ -117,6 +139,9 @@ class _Writer:
                 f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which is no data: leave it out of "
                 f"what goes over the wire, or write it yourself in serialize_payload()"
             )
+        tags = [name for name in attributes if type(name) is not str or name.startswith("py/")]
+        if tags:
+            raise UsageError(f"{where} has an attribute {tags[0]!r:.80}, which can't be told from a tag")
         plain = {name: self.write(item, f"{where}.{name}") for name, item in attributes.items()}
         return {"py/object": f"{type(value).__module__}.{type(value).__qualname__}", **plain}
 
@@ -357,3 +382,12 @@ _MAKE: dict[str, Callable[[Any], Any]] = {
     "py/frozenset": frozenset,
     "py/dict": _pairs,
 }
+
+DEEP = frozenset({dict, list})
+"""Types of plain data that can stand for more than themselves."""
+
+TAGS = frozenset(
+    {*_MAKE, "py/object", "py/state", "py/seq", "py/id", "py/reduce", "py/newargs", "py/newargsex", "py/initargs"}
+    | {"py/type", "py/function", "py/module", "py/repr", "py/ref", "py/iterator", "py/property", "py/bytes", "py/b85"}
+)
+"""Tags that are known, of ours and of jsonpickle."""
