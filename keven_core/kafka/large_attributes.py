@@ -128,8 +128,9 @@ class LargeAttributeManager:
         return Offload(path, len(data), hashlib.sha256(data).hexdigest(), is_text)
 
     def _write_file(self, target: Path, data: bytes) -> None:
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_owner()
+        target.parent.mkdir(mode=0o700, exist_ok=True)
         # Another name first, so that nobody ever sees half a file under the right one.
         part = target.with_name(f".{uuid.uuid4().hex}.part")
         try:
@@ -184,7 +185,9 @@ class LargeAttributeManager:
             path = Path(getattr(details, name)).relative_to(self.folder).as_posix()
         except (TypeError, ValueError, AttributeError):
             raise UndecodableError(f"the file of the large attribute {name!r:.80} is not in {self.folder}") from None
-        return Offload(path, self._size_of(path, name), "", True)
+        with self._opened(path, name) as file:
+            data = file.read(self.total_bytes + 1)
+        return Offload(path, len(data), hashlib.sha256(data).hexdigest(), True)
 
     def load(self, details: Any, offloads: dict[str, Offload]) -> None:
         """Read the files that `details` refers to into its attributes. Blocks. Raises UndecodableError."""
@@ -202,15 +205,11 @@ class LargeAttributeManager:
             )
         with self._opened(offload.path, name) as file:
             data = file.read(offload.size_bytes + 1)
-        if len(data) != offload.size_bytes or offload.sha256 not in ("", hashlib.sha256(data).hexdigest()):
+        if len(data) != offload.size_bytes or offload.sha256 != hashlib.sha256(data).hexdigest():
             raise UndecodableError(
                 f"the file of the large attribute {name!r:.80} is not what was written: {offload.path}"
             )
         return data
-
-    def _size_of(self, path: str, name: str) -> int:
-        with self._opened(path, name) as file:
-            return os.fstat(file.fileno()).st_size
 
     def _opened(self, path: str, name: str) -> Any:
         if not _PATH.fullmatch(path):
@@ -231,11 +230,10 @@ class LargeAttributeManager:
                 f"the file of the large attribute {name!r:.80} can't be read: {error.strerror} ({path} in {self.folder}); "
                 f"writer and reader have to see the same KEVEN_LARGE_ATTRIBUTE_DIR"
             ) from error
-        file = os.fdopen(number, "rb")
         if not stat.S_ISREG(os.fstat(number).st_mode):
-            file.close()
+            os.close(number)
             raise UndecodableError(f"the large attribute {name!r:.80} names {path!r}, which is no plain file")
-        return file
+        return os.fdopen(number, "rb")
 
 
 def _default_name() -> str:
