@@ -42,7 +42,7 @@ SECTIONS = [
     ("Failed records", ("fatal_", "retryable_", "dead_letter")),
     (
         "Publishing",
-        ("codec", "max_message_", "linger_", "log_", "spill_", "compression", "acks", "idempotence", "create_topics"),
+        ("codec", "max_message_", "linger_", "log_", "spill_", "large_attribute_", "compression", "acks", "idempotence", "create_topics"),
     ),
     ("Supervised processes", ("worker_",)),
     ("Security", ("security_", "sasl_", "ssl_", "allow_insecure")),

@@ -67,9 +67,7 @@ class _Promise:
 class Promises:
     """The batches of one server whose offsets wait. Owner thread only, but for wait()."""
 
-    def __init__(
-        self, scope: HandlerScope, copies: CopyPublisher, now: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, scope: HandlerScope, copies: CopyPublisher, now: Callable[[], float] = time.monotonic) -> None:
         self._scope = scope
         self._copies = copies
         self._now = now

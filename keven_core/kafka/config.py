@@ -283,6 +283,29 @@ class Settings:
         effect="when those files are forced to the disk, to survive a power cut too: when the system sees fit, every "
         "second, before log() returns",
     )
+    large_attribute_dir: str | None = _setting(
+        None,
+        "KEVEN_LARGE_ATTRIBUTE_DIR",
+        unit="path",
+        effect="folder for attributes that are too large for a message (`large_attributes` of pickled events); writers "
+        "and readers have to see the same; unset: one under the system's folder for temporary files, with a warning",
+    )
+    large_attribute_bytes: int = _setting(
+        1 << 20,
+        "KEVEN_LARGE_ATTRIBUTE_BYTES",
+        unit="bytes",
+        low=0,
+        high=1 << 30,
+        effect="larger ones of those attributes go into a file",
+    )
+    large_attribute_total_bytes: int = _setting(
+        1 << 30,
+        "KEVEN_LARGE_ATTRIBUTE_TOTAL_BYTES",
+        unit="bytes",
+        low=1024,
+        high=1 << 40,
+        effect="how much of them one message may have in files; more is refused, both written and read",
+    )
     compression: str = _setting(
         "lz4",
         "KEVEN_COMPRESSION",

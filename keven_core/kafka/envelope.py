@@ -13,7 +13,7 @@ A command has `command_name` in its place.
         customer: str = ""
 
 New fields need defaults and types never change: golden bytes of every released shape are decoded in tests/schema.
-Classes with an `__init__` of their own are refused here; the metaclass is the place where they can join.
+Classes with an `__init__` or a payload of their own become old-style messages, see keven_core.kafka.oldstyle.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ else:
         return lambda cls: cls
 
 
-__all__ = ["MessageMeta", "dataclass_transform", "key_function", "key_of", "name_decoders"]
+__all__ = ["MessageMeta", "dataclass_transform", "key_function", "key_of", "name_decoders", "register_class"]
 
 # Values of these types hold no references, so they can't be part of a reference cycle.
 _ATOMIC: frozenset[Any] = frozenset(
@@ -67,6 +67,9 @@ _ATOMIC: frozenset[Any] = frozenset(
         decimal.Decimal,
     }
 )
+
+
+_OLD_STYLE_METHODS = frozenset({"__init__", "serialize_payload", "parse_payload"})
 
 
 def _is_atomic(annotation: Any) -> bool:
@@ -132,11 +135,14 @@ class MessageMeta(StructMeta):
             return mcls._make_base(name, bases, namespace, kind, options)
         message_name = namespace.pop(family.name_field, None)
         key_field = namespace.pop("key_field", None)
-        if "__init__" in namespace:
-            raise RegistrationError(
-                f"{where} defines __init__; declare its fields as annotations instead (`order_id: int`), msgspec makes "
-                f"the constructor"
-            )
+        root = next(found for found in ancestors if "kind" in vars(found))
+        complete = None
+        if _is_old_style(bases, namespace):
+            from keven_core.kafka.oldstyle import OldStyleMeta, prepare
+
+            mcls = OldStyleMeta
+            bases, complete = prepare(bases, namespace, options, where)
+        _redefine_defaults(root, namespace)
         if options.get("array_like"):
             raise RegistrationError(
                 f"{where}: array_like=True leaves out the names of fields, and with it the {family.noun}'s"
@@ -160,7 +166,8 @@ class MessageMeta(StructMeta):
             in_body = f"'{family.name_field}'" in str(error)
             hint = f"; write {family.name_field} without an annotation" if in_body else ""
             raise RegistrationError(f"{where} can't be made into a struct: {error}{hint}") from error
-        root = next(found for found in ancestors if "kind" in vars(found))
+        if complete is not None:
+            complete(cls)
         own_names = {attribute for base in root.__mro__ if isinstance(base, MessageMeta) for attribute in vars(base)}
         own_names -= set(root.__struct_fields__)
         for field in cls.__struct_fields__:
@@ -170,14 +177,14 @@ class MessageMeta(StructMeta):
                     f'it so on the wire only: `{field}_: ... = msgspec.field(name="{field}")`'
                 )
         if key_field is not None:
-            if key_field not in cls.__struct_fields__:
+            if complete is None and key_field not in cls.__struct_fields__:
                 raise RegistrationError(
                     f"{where}: key_field {key_field!r} is not one of its fields: {', '.join(cls.__struct_fields__)}"
                 )
             cls.key_field = key_field
         if message_name is not None:
             setattr(cls, family.name_field, options["tag"])
-            _register(cls, family)
+            register_class(cls, family)
         return cls
 
     @classmethod
@@ -199,9 +206,32 @@ class MessageMeta(StructMeta):
         return cls
 
 
-def _register(cls: Any, kind: MessageKind) -> None:
-    """Keep the class under its name. Raises RegistrationError when another one can't be told apart from it."""
-    own_name = getattr(cls, kind.name_field)
+def _is_old_style(bases: tuple[type, ...], namespace: dict[str, Any]) -> bool:
+    """Whether a class has an __init__ or a payload of its own, or inherits one."""
+    if not _OLD_STYLE_METHODS.isdisjoint(namespace) or any(getattr(base, "is_old_style", False) for base in bases):
+        return True
+    mixins = [base for base in bases if not isinstance(base, MessageMeta)]
+    return any(not _OLD_STYLE_METHODS.isdisjoint(vars(found)) for base in mixins for found in base.__mro__[:-1])
+
+
+def _redefine_defaults(root: Any, namespace: dict[str, Any]) -> None:
+    """Take `is_audit_event = True` in a class body for what it means: another default of that field."""
+    given = [name for name in root.__struct_fields__ if name in namespace]
+    if not given or any(entry.startswith("__annotate_") for entry in namespace):
+        return
+    types_of = {field.name: field.type for field in msgspec.structs.fields(root)}
+    annotations = namespace.get("__annotations__", {})
+    namespace["__annotations__"] = {**annotations, **{n: types_of[n] for n in given if n not in annotations}}
+
+
+def register_class(cls: Any, kind: MessageKind) -> Any:
+    """Keep the class under its name; returns it.
+
+    Raises RegistrationError when it has none, or when another one can't be told apart from it.
+    """
+    own_name = getattr(cls, kind.name_field, None)
+    if not own_name or getattr(cls, "kind", None) is not kind:
+        raise RegistrationError(f"{cls!r:.200} is no {kind.noun} class with {kind.a_noun} name")
     for name, other in kind.classes.items():
         if folded(name) != folded(own_name):
             continue
@@ -215,6 +245,7 @@ def _register(cls: Any, kind: MessageKind) -> None:
         )
     kind.classes[own_name] = cls
     kind.named(own_name)
+    return cls
 
 
 @cache  # bounded by the kinds

@@ -49,6 +49,11 @@ class MessageKind:
         return f"{self.noun}_name"
 
     @property
+    def placeholders(self) -> frozenset[str]:
+        """Names that every service knows, whether they have a class or not."""
+        return frozenset({"NONE", "NOT_INSTALLED", "TEST", f"PRINT_{self.noun.upper()}"})
+
+    @property
     def a_noun(self) -> str:
         """For sentences: "an event"."""
         return f"{'an' if self.noun[0] in 'aeiou' else 'a'} {self.noun}"

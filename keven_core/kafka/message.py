@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
@@ -35,10 +35,18 @@ class Message(msgspec.Struct, metaclass=MessageMeta, gc=False, kw_only=True):
         created: when it was raised; aware, UTC.
         source_command_uuid: the command that led to it, if any.
         namespace: the service's own grouping of messages.
+
+    Class attributes:
+        namespaces: those that a service has, in whatever form it likes; not checked.
+        large_attributes, large_attribute_manager: see keven_core.kafka.oldstyle.Pickled.
     """
 
     kind: ClassVar[MessageKind]
     key_field: ClassVar[str | None]
+    is_old_style: ClassVar[bool] = False
+    namespaces: ClassVar[Any] = ()
+    large_attributes: ClassVar[Sequence[str]] = ()
+    large_attribute_manager: ClassVar[Any] = None
 
     uuid: str = msgspec.field(default_factory=_new_uuid)
     originator: str = ""
@@ -55,6 +63,57 @@ class Message(msgspec.Struct, metaclass=MessageMeta, gc=False, kw_only=True):
         if not getattr(self, kind.name_field):
             raise UsageError(f"{type(self).__qualname__} has no {kind.name_field}, so nobody could tell what it is")
         return msgspec.msgpack.encode(self) if codec == "msgpack" else msgspec.json.encode(self)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Any:
+        """The event or command in the bytes of a message, in whichever codec, as its own class or as a generic one.
+
+        Raises UndecodableError, also when it is of another class than the one this is called on.
+        """
+        from keven_core.kafka.routing import decode_any
+
+        message = decode_any(cls.kind, data)
+        if not isinstance(message, cls):
+            raise UndecodableError(
+                f"the value is a {getattr(message, cls.kind.name_field)!r:.80}, which is no {cls.__qualname__}"
+            )
+        return message
+
+    @classmethod
+    def from_name(cls, name: object) -> Any:
+        """A new message of the class that has this name, in either case of letters.
+
+        An old-style class that needs arguments is made without its `__init__`. A name that has no class gives a generic
+        message: of that name if it is one that every service knows (NONE, NOT_INSTALLED, TEST, PRINT_...), else
+        NOT_INSTALLED, with the name as `requested_name`. Raises UsageError for a typed class with required fields.
+        """
+        kind = cls.kind
+        wanted = kind.name_of(name)
+        found = kind.classes.get(wanted)
+        if found is None:
+            found = next((other for own, other in kind.classes.items() if own.lower() == wanted.lower()), None)
+        if found is not None:
+            try:
+                return found.blank() if found.is_old_style else found()
+            except TypeError as error:
+                raise UsageError(f"{found.__qualname__} can't be made from its name alone: {error}") from error
+        if wanted.upper() in kind.placeholders:
+            return _generic(kind, {kind.name_field: wanted.upper()}, None)
+        return _generic(kind, {kind.name_field: "NOT_INSTALLED", "requested_name": wanted}, None)
+
+    def create_handler(self) -> Any:
+        """A new instance of the first handler class of this event or command, which has it as `event` or `command`.
+
+        Raises UsageError if it has none.
+        """
+        kind = self.kind
+        name = getattr(self, kind.name_field)
+        for handler in kind.registry.handlers_of(kind.name_of(name)):
+            if handler.is_class:
+                made = handler.target()
+                setattr(made, kind.noun, self)
+                return made
+        raise UsageError(f"{name} has no handler class")
 
 
 class GenericMessage:
@@ -127,4 +186,7 @@ def generic_decoders(kind: MessageKind, bound_name: str | None = None) -> tuple[
 @cache  # bounded by the program's own classes
 def decoders_of(message_type: Any) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(JSON, MessagePack) decode functions of a type that msgspec knows, made once."""
+    if getattr(message_type, "is_old_style", False):
+        decoders: tuple[Callable[..., Any], Callable[..., Any]] = message_type.wire_decoders()
+        return decoders
     return msgspec.json.Decoder(message_type).decode, msgspec.msgpack.Decoder(message_type).decode

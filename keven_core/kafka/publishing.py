@@ -601,7 +601,9 @@ def handled(call: Callable[[Any], Any], message: Any) -> Any:
         with HandlerOutbox() as box:
             result = call(message)
             if inspect.isawaitable(result):
-                raise UsageError(f"{getattr(call, '__qualname__', call)!r} returned an awaitable: declare it `async def`")
+                raise UsageError(
+                    f"{getattr(call, '__qualname__', call)!r} returned an awaitable: declare it `async def`"
+                )
             box.settle(result)
             return result
 
@@ -642,4 +644,3 @@ def settled(call: Callable[[], Any]) -> Callable[[], Any]:
         return result
 
     return call_settled
-

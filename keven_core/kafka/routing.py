@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,7 +17,7 @@ from keven_core.kafka._around import Around, CapturedExceptions, SettledFirst, s
 from keven_core.kafka._batches import BatchPart, compose_batch, one_of_a_batch
 from keven_core.kafka._calls import Verdict, as_unary, is_async, run_now, run_or_await
 from keven_core.kafka.envelope import name_decoders
-from keven_core.kafka.errors import RegistrationError
+from keven_core.kafka.errors import RegistrationError, UsageError
 from keven_core.kafka.kinds import MessageKind
 from keven_core.kafka.message import decoders_of, generic_decoders
 from keven_core.kafka.publishing import begun_share, undelayed
@@ -202,6 +203,26 @@ def _alias_decoders(kind: MessageKind, name: str) -> tuple[Callable[..., Any], C
     fields_json = msgspec.json.Decoder(dict[str, Any]).decode
     fields_msgpack = msgspec.msgpack.Decoder(dict[str, Any]).decode
     return under(fields_json, msgspec.json, decode_json), under(fields_msgpack, msgspec.msgpack, decode_msgpack)
+
+
+def decode_any(kind: MessageKind, data: bytes) -> Any:
+    """The event or command in the bytes of a message, whatever its name. Raises UndecodableError."""
+    if not isinstance(data, bytes):
+        raise UsageError(f"a message is decoded from bytes, not from {type(data).__name__}")
+    return _any_table(kind).resolve(data)[1]
+
+
+@cache  # bounded by the kinds
+def _any_table(kind: MessageKind) -> DispatchTable:
+    from keven_core._native.dispatch import Route
+
+    def decode_as(codec: int) -> Call:
+        # The class is looked up each time: more of them can be defined later.
+        return lambda data: message_decoders(kind, names[codec](data) or "", bound=False)[codec](data)
+
+    names = name_decoders(kind.name_field)
+    route = Route("*", lambda message: None, decode_json=decode_as(0), decode_msgpack=decode_as(1))
+    return _make_table(kind, [], {}, route, 1 << 40)
 
 
 def _make_table(

@@ -464,31 +464,6 @@ def test_event_names_can_be_extended_at_run_time() -> None:
 # --- class bodies that can't be events -------------------------------------------------------------------------------
 
 
-def test_init_is_refused_with_what_to_do_instead() -> None:
-    with pytest.raises(RegistrationError, match=r"Old defines __init__; declare its fields as annotations instead"):
-
-        class Old(Event):
-            event_name = "OLD"
-
-            def __init__(self, order_id: int) -> None:
-                self.order_id = order_id
-
-    assert "OLD" not in Event.classes
-
-
-def test_a_mixin_with_init_is_refused_by_name() -> None:
-    class Mixin:
-        def __init__(self) -> None:
-            pass
-
-    with pytest.raises(RegistrationError, match=r"Old can't be made into a struct: .*__init__"):
-
-        class Old(Mixin, Event):
-            event_name = "OLD"
-
-    assert Event.classes == {}
-
-
 def test_post_init_works() -> None:
     class Total(Event):
         event_name = "TOTAL"

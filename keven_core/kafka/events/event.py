@@ -1,4 +1,4 @@
-"""Events: `EventNames`, the base class `Event`, and the generic event for names without a class of their own."""
+"""Events: `EventNames`, the bases `Event` and `PickledEvent`, the generic event for names without a class of their own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from keven_core.kafka.envelope import register_class
 from keven_core.kafka.kinds import EVENTS
 from keven_core.kafka.message import GenericMessage, Message
+from keven_core.kafka.oldstyle import Pickled
 
-__all__ = ["Event", "EventNames", "GenericEvent", "add_names"]
+__all__ = ["Event", "EventNames", "GenericEvent", "PickledEvent", "add_names"]
 
 
 class EventNames(str, Enum):
@@ -59,10 +61,21 @@ class Event(Message, kind=EVENTS, gc=False, kw_only=True):
     is_audit_event: bool = False
 
     def log(self, now: bool = False) -> None:
-        """Publish it: keven_log_event(), or keven_log_event_now()."""
-        from keven_core.kafka.events.logger import keven_log_event, keven_log_event_now
+        """Publish the event; `now`: at once, even while events wait for a commit or for the end of a handler.
 
-        (keven_log_event_now if now else keven_log_event)(self)
+        As keven_log_event() and keven_log_event_now(), in this thread; blocks and raises as they do.
+        """
+        from keven_core.kafka.events import logger
+
+        (logger.keven_log_event_now if now else logger.keven_log_event)(self)
+
+    @classmethod
+    def register_event(cls, event_class: Any = None) -> Any:
+        """Make a class (by default this one) the one of its `event_name`, as its definition did already; returns it.
+
+        For tests that clear the registry, and as a decorator. Raises RegistrationError when its name is taken or missing.
+        """
+        return register_class(event_class if event_class is not None else cls, EVENTS)
 
 
 class GenericEvent(GenericMessage, Event, dict=True):
@@ -75,3 +88,7 @@ class GenericEvent(GenericMessage, Event, dict=True):
 
 
 EVENTS.generic_class = GenericEvent
+
+
+class PickledEvent(Pickled, Event):
+    """An old-style event whose content are the attributes of `details`, an object of its `detail_class`."""

@@ -1,0 +1,254 @@
+"""`BasicDetail`, and how the details of a pickled event or command are built from plain data.
+
+The event's own `detail_class` decides what is built; the wire only fills in attributes. Objects within details become
+
+- what the annotations of `detail_class` say, else
+- a class of that name that stands in the module of `detail_class` and is plain (nothing of it runs when it is built or
+  dropped), else
+- a BasicDetail.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import logging
+import sys
+import typing
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from keven_core.kafka.errors import UndecodableError
+from keven_core.kafka.plain_data import DEEP, TAGS, Reader
+
+__all__ = ["BasicDetail", "DetailBuilder", "blank"]
+
+logger = logging.getLogger("keven_core.kafka")
+
+
+class BasicDetail:
+    """Details without a fixed shape: attributes are whatever is assigned. A subclass gives defaults in its body.
+
+    `BasicDetail(order_id=5)` sets attributes. Two are equal when class and attributes are.
+    """
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in vars(self).items())})"
+
+
+def takes_no_arguments(call: Callable[..., Any], *given: Any) -> bool:
+    """Whether a function can be called with what is `given` alone."""
+    try:
+        inspect.signature(call).bind(*given)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+@cache  # bounded by the program's own classes
+def maker_of(cls: Any) -> Callable[[], Any]:
+    """What makes a new object of a program's own class: its __init__ if that needs no arguments, else without it."""
+    if cls.__init__ is BasicDetail.__init__ or not takes_no_arguments(cls):
+        return functools.partial(cls.__new__, cls)
+    made: Callable[[], Any] = cls
+    return made
+
+
+def blank(cls: Any) -> Any:
+    """A new object, as maker_of() says."""
+    return maker_of(cls)()
+
+
+@cache  # bounded by the program's own classes
+def reserved_names(cls: type) -> frozenset[str]:
+    """Names that the wire may not give values to: methods, properties, and what Python itself uses."""
+    names = set()
+    for base in cls.__mro__:
+        for name, value in vars(base).items():
+            if (name.startswith("__") and name.endswith("__")) or (
+                hasattr(type(value), "__get__") and not inspect.ismemberdescriptor(value)
+            ):
+                names.add(name)
+    return frozenset(names)
+
+
+def set_attributes(made: Any, attributes: dict[str, Any]) -> Any:
+    """Set attributes of an object as they came over the wire, running nothing of its class."""
+    cls = type(made)
+    reserved = reserved_names(cls)
+    slots = _slots(cls)
+    for name, value in attributes.items():
+        if name in slots:
+            slots[name].__set__(made, value)
+        elif name not in reserved and cls.__dictoffset__:
+            made.__dict__[name] = value
+    return made
+
+
+@cache  # bounded by the program's own classes
+def _slots(cls: type) -> dict[str, Any]:
+    members = (item for base in reversed(cls.__mro__) for item in vars(base).items())
+    return {name: value for name, value in members if inspect.ismemberdescriptor(value)}
+
+
+def _is_plain(cls: Any, module: str) -> bool:
+    """Whether a class can be built and dropped without anything of it being run."""
+    return (
+        type(cls) is type
+        and cls.__module__ == module
+        and cls.__new__ is object.__new__
+        and cls.__base__ is not None
+        and all(base.__flags__ & 1 << 9 for base in cls.__mro__[:-1])
+        and not hasattr(cls, "__del__")
+    )
+
+
+@cache  # bounded by the program's own classes
+def _neighbours(cls: type) -> dict[str, Any]:
+    """The plain classes in the module of a class, by name."""
+    module = cls.__module__
+    if module.partition(".")[0] in ("builtins", "keven_core"):
+        return {}
+    found = vars(sys.modules[module]).values() if module in sys.modules else ()
+    return {other.__qualname__: other for other in (*found, cls) if _is_plain(other, module)}
+
+
+@cache  # bounded by the program's own classes
+def _hints(cls: type) -> dict[str, Callable[[Any], Any]]:
+    """How the attributes that a class has annotations for are converted; an old-style message keeps them apart."""
+    try:
+        hints = typing.get_type_hints(getattr(cls, "annotated", cls), include_extras=True)
+    except Exception as error:
+        # Names that only exist for type checkers, mostly. The annotations are then what they were: remarks.
+        logger.debug("the annotations of %s.%s can't be read: %s", cls.__module__, cls.__qualname__, error)
+        return {}
+    return {
+        name: _converter(hint)
+        for name, hint in hints.items()
+        if hint is not Any and typing.get_origin(hint) is not typing.ClassVar
+    }
+
+
+def _converter(hint: Any) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        try:
+            return msgspec.convert(value, hint, dec_hook=_as_annotated)
+        except (TypeError, msgspec.ValidationError):
+            return value  # annotations of plain classes are not checked by Python either
+
+    return convert
+
+
+def _as_annotated(cls: Any, value: Any) -> Any:
+    """A value as an annotation wants it; msgspec asks for classes that it does not know."""
+    if isinstance(value, cls):
+        return value
+    attributes = vars(value) if isinstance(value, BasicDetail) else value
+    if type(attributes) is not dict or not isinstance(cls, type):
+        raise TypeError
+    return _with_attributes(blank(cls), attributes)
+
+
+def _with_attributes(made: Any, attributes: dict[str, Any]) -> Any:
+    hints = _hints(type(made))
+    if hints:
+        attributes = {name: hints[name](item) if name in hints else item for name, item in attributes.items()}
+    return set_attributes(made, attributes)
+
+
+class _DetailReader(Reader):
+    """Reads one object's details into `top`; None: into a dict, for a class that checks its own fields."""
+
+    def __init__(self, owner: type, top: Any) -> None:
+        super().__init__()
+        self._neighbours = _neighbours(owner)
+        self._top = top
+        self._as_dicts = top is None
+
+    def begin(self, class_name: str) -> Any:
+        if self._as_dicts:
+            return {}
+        top, self._top = self._top, None
+        if top is not None:
+            return top
+        # Only the name within the module counts, so that modules can be moved.
+        parts = class_name.split(".")
+        for start in range(len(parts)):
+            cls = self._neighbours.get(".".join(parts[start:]))
+            if cls is not None:
+                return object.__new__(cls)
+        return BasicDetail()
+
+    def fill(self, made: Any, attributes: dict[str, Any]) -> Any:
+        if self._as_dicts:
+            made.update(attributes)
+            return made
+        return _with_attributes(made, attributes)
+
+
+class DetailBuilder:
+    """Builds objects of one class from plain data."""
+
+    def __init__(self, detail_class: Any) -> None:
+        self._class = detail_class
+        self._checks_fields = not getattr(detail_class, "is_old_style", False) and (
+            issubclass(detail_class, (msgspec.Struct, dict)) or dataclasses.is_dataclass(detail_class)
+        )
+        self.make = maker_of(detail_class)
+        # A name that needs a closer look: a tag, or one that the wire may not set.
+        self.names_to_look_at = reserved_names(detail_class) | TAGS | _slots(detail_class).keys()
+        self.is_simple = not self._checks_fields and detail_class.__dictoffset__ != 0 and not _hints(detail_class)
+        # Without an __init__ that sets defaults, what has come is all there is.
+        self.takes_dict = self.is_simple and isinstance(self.make, functools.partial)
+
+    def build(self, plain: Any) -> Any:
+        """An object of the class, with the attributes in `plain`, a dict or the JSON text of one.
+
+        Anything else, a list for example, is given back as it was read. Raises UndecodableError.
+        """
+        if type(plain) is not dict:
+            if type(plain) is not str:
+                return Reader().read(plain)
+            plain = _parsed(plain)
+            if type(plain) is not dict:
+                return Reader().read(plain)
+        if self._checks_fields:
+            content = _DetailReader(self._class, None).read(_as_object(plain))
+            try:
+                return msgspec.convert(content, self._class)
+            except msgspec.ValidationError as error:
+                raise UndecodableError(f"the details are no {self._class.__qualname__}: {error}") from error
+        return self.fill(self.make(), plain)
+
+    def fill(self, made: Any, plain: dict[str, Any]) -> Any:
+        """Set the attributes of an object to what stands in `plain`; returns it."""
+        if self.is_simple and DEEP.isdisjoint(map(type, plain.values())) and self.names_to_look_at.isdisjoint(plain):
+            made.__dict__.update(plain)
+            return made
+        return _DetailReader(self._class, made).read(_as_object(plain))
+
+
+def _as_object(plain: dict[Any, Any]) -> dict[Any, Any]:
+    """Details without a tag, or with one that leaves open whose they are, are the attributes of an object."""
+    tags = {name for name in plain if type(name) is str and name.startswith("py/")}
+    return plain if tags - {"py/state", "py/seq"} else {**plain, "py/object": ""}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)  # not msgspec: it refuses the NaN that jsonpickle writes
+    except ValueError as error:
+        raise UndecodableError(f"the details are no JSON: {error}") from error

@@ -1,0 +1,393 @@
+"""Values of old-style messages as plain data: what JSON and MessagePack have no word for is written with a tag.
+
+    to_plain(value)    object -> dict, list, str, int, float, bool, None (and bytes, for MessagePack)
+    Reader().read(x)   plain data -> values; also what jsonpickle has written
+
+A tag is the one key of a dict, or stands beside attributes, and begins with `py/`:
+
+    py/object    name of the class; the attributes of the object stand beside it
+    py/datetime, py/date, py/time, py/timedelta, py/decimal, py/uuid, py/b64, py/int, py/float
+    py/tuple, py/set, py/frozenset    elements
+    py/dict      [key, value] pairs of a dict whose keys are not all strings
+
+Nothing that a tag names is imported, looked up in a module or called: the values above are made by the table in here,
+and what becomes of an object is up to whoever subclasses Reader. Tags of jsonpickle that mean more than data (functions,
+constructors with arguments) give their data.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import enum
+import math
+import types
+import uuid
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from keven_core.kafka.errors import UndecodableError, UsageError
+
+__all__ = ["DEEP", "TAGS", "Reader", "all_to_plain", "attributes_of", "to_plain"]
+
+_HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by an extension module
+
+
+# --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@cache  # bounded by the program's own classes
+def _slots_of(cls: Any) -> dict[str, str] | None:
+    """Attributes that a class keeps outside __dict__: the name of each on the wire; None: its objects are no data."""
+    if not cls.__flags__ & _HEAP_TYPE or issubclass(cls, (type, types.ModuleType, BaseException)):
+        return None
+    if issubclass(cls, msgspec.Struct):
+        return dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
+    slots: list[str] = []
+    for base in reversed(cls.__mro__):
+        found = vars(base).get("__slots__", ())
+        slots += [found] if isinstance(found, str) else found
+    names = {name: name for name in slots if name not in ("__dict__", "__weakref__")}
+    return names if names or cls.__dictoffset__ else None
+
+
+def attributes_of(value: Any) -> dict[str, Any] | None:
+    """Attributes of an object of a class written in Python: its __dict__ and __slots__; None: it is no such object."""
+    slots = _slots_of(type(value))
+    if slots is None:
+        return None
+    own: dict[str, Any] = getattr(value, "__dict__", {})
+    return {**{on_wire: getattr(value, name) for name, on_wire in slots.items() if hasattr(value, name)}, **own}
+
+
+def to_plain(value: Any, *, where: str, binary: bool = False) -> Any:
+    """A value as plain data; `where` says in errors what it is. `binary`: bytes stay bytes.
+
+    Raises UsageError for what is no data (functions, files, locks) and for data that contains itself.
+    """
+    return _Writer(binary).write(value, where)
+
+
+def all_to_plain(attributes: dict[str, Any], *, where: str, binary: bool = False) -> dict[str, Any]:
+    """The values of a dict as plain data, whose keys are names of attributes of `where`; as to_plain()."""
+    return {
+        name: value
+        if (cls := type(value)) is str or value is None or cls is bool or (cls is int and -_SMALL < value < _SMALL)
+        else to_plain(value, where=f"{where}.{name}", binary=binary)
+        for name, value in attributes.items()
+    }
+
+
+_SMALL = 1 << 63
+
+
+class _Writer:
+    def __init__(self, binary: bool) -> None:
+        self._binary = binary
+        self._under_way: set[int] = set()
+
+    def write(self, value: Any, where: str) -> Any:
+        cls = type(value)
+        if cls is str or cls is bool or value is None:
+            return value
+        if cls is int:
+            return value if -(1 << 63) <= value < 1 << 64 else {"py/int": str(value)}
+        if cls is float:
+            return value if math.isfinite(value) else {"py/float": str(value)}
+        if cls is bytes and self._binary:
+            return value
+        write_value = _VALUES.get(cls)
+        if write_value is not None:
+            return write_value(value)
+        if id(value) in self._under_way:
+            raise UsageError(f"{where} contains itself; what goes over the wire has to end somewhere")
+        self._under_way.add(id(value))
+        try:
+            return self._write_container(value, where)
+        finally:
+            self._under_way.discard(id(value))
+
+    def _write_container(self, value: Any, where: str) -> Any:
+        if isinstance(value, enum.Enum):
+            return self.write(value.value, where)
+        if isinstance(value, dict):
+            if all(type(key) is str and not key.startswith("py/") for key in value):
+                return {key: self.write(item, f"{where}[{key!r:.40}]") for key, item in value.items()}
+            return {
+                "py/dict": [
+                    [self.write(key, f"a key of {where}"), self.write(item, f"{where}[{key!r:.40}]")]
+                    for key, item in value.items()
+                ]
+            }
+        for base, tag in _SEQUENCES:
+            if isinstance(value, base):
+                items = [self.write(item, f"{where}[{index}]") for index, item in enumerate(value)]
+                return {tag: items} if tag else items
+        for base in (str, int, float):
+            if isinstance(value, base):
+                return self.write(base.__new__(base, value), where)
+        for base, write_value in _VALUES.items():
+            if isinstance(value, base):
+                return write_value(value)
+        attributes = attributes_of(value)
+        if attributes is None:
+            raise UsageError(
+                f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which is no data: leave it out of "
+                f"what goes over the wire, or write it yourself in serialize_payload()"
+            )
+        tags = [name for name in attributes if type(name) is not str or name.startswith("py/")]
+        if tags:
+            raise UsageError(f"{where} has an attribute {tags[0]!r:.80}, which can't be told from a tag")
+        plain = {name: self.write(item, f"{where}.{name}") for name, item in attributes.items()}
+        return {"py/object": f"{type(value).__module__}.{type(value).__qualname__}", **plain}
+
+
+def _write_timedelta(value: datetime.timedelta) -> dict[str, Any]:
+    return {"py/timedelta": [value.days, value.seconds, value.microseconds]}
+
+
+def _write_bytes(value: Any) -> dict[str, Any]:
+    return {"py/b64": base64.b64encode(value).decode()}
+
+
+_VALUES: dict[type, Callable[[Any], dict[str, Any]]] = {
+    datetime.datetime: lambda value: {"py/datetime": value.isoformat()},
+    datetime.date: lambda value: {"py/date": value.isoformat()},
+    datetime.time: lambda value: {"py/time": value.isoformat()},
+    datetime.timedelta: _write_timedelta,
+    decimal.Decimal: lambda value: {"py/decimal": str(value)},
+    uuid.UUID: lambda value: {"py/uuid": str(value)},
+    bytes: _write_bytes,
+    bytearray: _write_bytes,
+    memoryview: _write_bytes,
+}
+
+_SEQUENCES: tuple[tuple[type, str], ...] = (
+    (list, ""),
+    (tuple, "py/tuple"),
+    (set, "py/set"),
+    (frozenset, "py/frozenset"),
+)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
+
+
+class Reader:
+    """Reads plain data, once. A subclass says what objects become: begin() and fill()."""
+
+    def __init__(self) -> None:
+        # What `py/id` counts, as jsonpickle does: lists, dicts, objects, values that were made by a constructor.
+        self._made: list[Any] = []
+
+    def begin(self, class_name: str) -> Any:
+        """A new object for `py/object`, still without attributes. Whatever `class_name` says is only data."""
+        return {}
+
+    def fill(self, made: Any, attributes: dict[str, Any]) -> Any:
+        """Give an object its attributes; returns it."""
+        made.update(attributes)
+        return made
+
+    def read(self, plain: Any) -> Any:
+        """The value of plain data. Raises UndecodableError."""
+        if type(plain) is dict:
+            return self._read_dict(plain)
+        if type(plain) is list:
+            items: list[Any] = []
+            self._made.append(items)
+            items.extend([self.read(item) for item in plain])
+            return items
+        return plain
+
+    def _read_dict(self, plain: dict[Any, Any]) -> Any:
+        tags = [key for key in plain if type(key) is str and key.startswith("py/")]
+        if not tags:
+            made: dict[Any, Any] = {}
+            self._made.append(made)
+            made.update({key: self.read(item) for key, item in plain.items()})
+            return made
+        if "py/object" in plain:
+            return self._read_object(plain)
+        tag = tags[0]
+        content = plain[tag]
+        if tag == "py/id":
+            return self._made_before(content)
+        if tag == "py/reduce":
+            return self._read_reduce(content)
+        make = _MAKE.get(tag)
+        if make is not None:
+            return _made(make, self.read_items(content) if type(content) is list else content, tag)
+        rest = {key: self.read(item) for key, item in plain.items() if key not in tags}
+        # A function, a class, a module, whatever: the name of it, as text.
+        return rest or self.read(content)
+
+    def read_items(self, plain: Any) -> list[Any]:
+        """The elements of a list or `py/tuple` that does not count for `py/id` itself."""
+        if type(plain) is dict and len(plain) == 1:
+            plain = next(iter(plain.values()))
+        return [self.read(item) for item in plain] if type(plain) is list else []
+
+    def _made_before(self, number: Any) -> Any:
+        if type(number) is not int or not 0 <= number < len(self._made):
+            raise UndecodableError(f"py/id {number!r:.40} refers to nothing that came before it")
+        return self._made[number]
+
+    def _read_object(self, plain: dict[Any, Any]) -> Any:
+        class_name = plain["py/object"]
+        make = _OBJECTS.get(class_name) if type(class_name) is str else None
+        if make is not None:
+            number = len(self._made)
+            self._made.append(None)
+            self._made[number] = _made(lambda value: make(self, value), plain, class_name)
+            return self._made[number]
+        made = self.begin(str(class_name))
+        self._made.append(made)
+        attributes = self._attributes(plain)
+        if not attributes and "py/seq" in plain:
+            return self.read_items(plain["py/seq"])
+        return self.fill(made, attributes)
+
+    def _attributes(self, plain: dict[Any, Any]) -> dict[str, Any]:
+        attributes: dict[str, Any] = {}
+        for key, item in plain.items():
+            if type(key) is not str:
+                continue
+            if not key.startswith("py/"):
+                attributes[key] = self.read(item)
+            elif key == "py/state":
+                attributes.update(_names_of(self.read(item)))
+            elif key not in ("py/object", "py/seq"):
+                self.read(item)  # arguments of a constructor that does not run; what is in there counts for py/id
+        return attributes
+
+    def _read_reduce(self, content: Any) -> Any:
+        parts = content if type(content) is list else []
+        number = len(self._made)
+        self._made.append(None)
+        function = parts[0] if parts else None
+        name = next(iter(function.values()), None) if type(function) is dict else function
+        name = name if type(name) is str else ""
+        arguments = self.read_items(parts[1]) if len(parts) > 1 else []
+        make = _CONSTRUCTORS.get(name)
+        if make is not None:
+            made = _made(lambda values: make(*values), arguments, name)
+            for items in parts[3:5]:
+                made = _extended(made, self.read_items(items))
+            self._made[number] = made
+            return made
+        if name.rpartition(".")[2] in ("__newobj__", "_reconstructor", "newobj") and arguments:
+            name, arguments = str(arguments[0]), arguments[1:]
+        state = _names_of(self.read(parts[2])) if len(parts) > 2 else {}
+        items = [item for part in parts[3:5] for item in self.read_items(part)]
+        if state or not (arguments or items):
+            self._made[number] = self.fill(self.begin(name), state)
+        else:
+            # Not made, since that would run it: what it would have been made of. For an enum member that is its value.
+            self._made[number] = items or (arguments[0] if len(arguments) == 1 else arguments)
+        return self._made[number]
+
+
+def _names_of(state: Any) -> dict[str, Any]:
+    """The attributes in the state of an object: a dict, or (dict, slots)."""
+    parts = state if type(state) in (tuple, list) else [state]
+    return {name: item for part in parts if type(part) is dict for name, item in part.items() if type(name) is str}
+
+
+def _extended(made: Any, items: list[Any]) -> Any:
+    if type(made) is dict:
+        made.update(_pairs(items))
+    elif type(made) is list:
+        made.extend(items)
+    return made
+
+
+def _made(make: Callable[[Any], Any], content: Any, tag: str) -> Any:
+    try:
+        return make(content)
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
+        if isinstance(error, UndecodableError):
+            raise
+        raise UndecodableError(f"no {tag} can be made of {content!r:.80}: {error}") from error
+
+
+def _pairs(items: Any) -> dict[Any, Any]:
+    return {key: item for key, item in items}  # noqa: C416  # dict(items) would take pairs of characters too
+
+
+def _zone(zone: Any) -> datetime.tzinfo | None:
+    if zone is None or isinstance(zone, datetime.tzinfo):
+        return zone
+    raise ValueError("its time zone is not known; write it with a fixed offset or in UTC")
+
+
+def _from_state(reader: Reader, plain: dict[str, Any]) -> Any:
+    """datetime, date and time as jsonpickle writes them: the bytes that pickle would."""
+    _, arguments = plain["__reduce__"]
+    state = base64.b64decode(arguments[0], validate=True)
+    zone = _zone(reader.read(arguments[1])) if len(arguments) > 1 else None
+    if len(state) == 4:
+        return datetime.date(state[0] * 256 + state[1], state[2], state[3])
+    # Python 3.6 and later keep `fold` in the highest bit of the month, or of the hour.
+    fold = state[-8 if len(state) == 10 else -6] >> 7
+    micro = int.from_bytes(state[-3:], "big")
+    if len(state) == 6:
+        return datetime.time(state[0] & 127, state[1], state[2], micro, zone, fold=fold)
+    year, month, day, hour, minute, second = state[0] * 256 + state[1], state[2] & 127, *state[3:7]
+    return datetime.datetime(year, month, day, hour, minute, second, micro, zone, fold=fold)
+
+
+def _timezone_of(reader: Reader, plain: dict[str, Any]) -> datetime.timezone:
+    return datetime.timezone.utc
+
+
+_OBJECTS: dict[str, Callable[[Reader, dict[str, Any]], Any]] = {
+    "datetime.datetime": _from_state,
+    "datetime.date": _from_state,
+    "datetime.time": _from_state,
+    "uuid.UUID": lambda reader, plain: uuid.UUID(hex=plain["hex"]),
+    "dateutil.tz.tz.tzutc": _timezone_of,
+    "builtins.complex": lambda reader, plain: complex(*reader.read_items(plain["py/newargs"])),
+}
+
+_CONSTRUCTORS: dict[str, Callable[..., Any]] = {
+    "datetime.timedelta": datetime.timedelta,
+    "datetime.timezone": datetime.timezone,
+    "decimal.Decimal": lambda text: decimal.Decimal(text),
+    "pytz._UTC": lambda: datetime.timezone.utc,
+    "pytz._p": lambda name, seconds=0, *_: datetime.timezone(datetime.timedelta(seconds=seconds)),
+    "builtins.set": lambda items=(): set(items),
+    "builtins.frozenset": lambda items=(): frozenset(items),
+    "collections.OrderedDict": lambda items=(): _pairs(items),
+    "collections.defaultdict": lambda *_: {},
+    "collections.deque": lambda items=(), *_: list(items),
+}
+
+_MAKE: dict[str, Callable[[Any], Any]] = {
+    "py/datetime": datetime.datetime.fromisoformat,
+    "py/date": datetime.date.fromisoformat,
+    "py/time": datetime.time.fromisoformat,
+    "py/timedelta": lambda parts: datetime.timedelta(*parts),
+    "py/decimal": lambda text: decimal.Decimal(text),
+    "py/uuid": lambda text: uuid.UUID(text),
+    "py/b64": lambda text: base64.b64decode(text, validate=True),
+    "py/int": lambda text: int(text),
+    "py/float": lambda text: float(text),
+    "py/tuple": tuple,
+    "py/set": set,
+    "py/frozenset": frozenset,
+    "py/dict": _pairs,
+}
+
+DEEP = frozenset({dict, list})
+"""Types of plain data that can stand for more than themselves."""
+
+TAGS = frozenset(
+    {*_MAKE, "py/object", "py/state", "py/seq", "py/id", "py/reduce", "py/newargs", "py/newargsex", "py/initargs"}
+    | {"py/type", "py/function", "py/module", "py/repr", "py/ref", "py/iterator", "py/property", "py/bytes", "py/b85"}
+)
+"""Tags that are known, of ours and of jsonpickle."""
