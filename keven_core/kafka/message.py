@@ -171,16 +171,22 @@ def envelope_decoder(kind: MessageKind, name: str) -> Callable[[str, dict[str, A
         return parse
     decode_json = decoders_of(cls)[0]
     encode = msgspec.json.Encoder().encode
-    opening = b"{%b:%b" % (encode(kind.name_field), encode(name))
+    opening = b'{"' + kind.name_field.encode() + b'":' + encode(name)
 
     def decode_typed(name: str, fields: dict[str, Any], payload: bytes) -> Any:
         # Put together as our own flat JSON, the envelope's fields last, so that they count; it is read once, by the
-        # decoder that JSON has. What is malformed stays so: the payload's braces must match in what it became.
+        # decoder that JSON has. What is malformed stays so: its braces would have to match in what it becomes.
         own = payload.strip()
-        if own[:1] + own[-1:] not in (b"{}", b""):
-            raise UndecodableError(f"{name}: the payload has to be the JSON object of its fields")
-        parts = [part for part in (own[1:-1].strip(), encode(fields)[1:-1]) if part]
-        value = b"%b%b}" % (opening, b"".join([b"," + part for part in parts]))
+        if own[:1] != b"{" or own[-1:] != b"}":
+            if own:
+                raise UndecodableError(f"{name}: the payload has to be the JSON object of its fields")
+            own = b"{}"
+        parts = [opening]
+        for part in (own[1:-1].strip(), encode(fields)[1:-1]):
+            if part:
+                parts += (b",", part)
+        parts.append(b"}")
+        value = b"".join(parts)
         check_nesting(value)
         return decode_json(value)
 
