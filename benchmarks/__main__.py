@@ -2,8 +2,8 @@
 
     python -m benchmarks [--quick] [--results FOLDER]
 
-Writes consume.json, consume.svg, in_flight.json, produce.json, produce.svg, latency.json and micro.json into the
-folder.
+Writes consume.json, consume.svg, in_flight.json, codecs.json, produce.json, produce.svg, latency.json and micro.json into
+the folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import consume, in_flight, latency, produce
+from benchmarks import codecs, consume, in_flight, latency, produce
 from benchmarks._broker import broker
 from benchmarks._harness import ROOT
 
@@ -33,6 +33,7 @@ def main() -> int:
         consume.main([*quick, "--json", str(folder / "consume.json"), "--svg", str(folder / "consume.svg")])
         consume.main([*quick, "--soak"])
         in_flight.main([*quick, "--json", str(folder / "in_flight.json")])
+        codecs.main([*quick, "--json", str(folder / "codecs.json")])
         produce.main([*quick, "--json", str(folder / "produce.json"), "--svg", str(folder / "produce.svg")])
         latency.main([*quick, "--json", str(folder / "latency.json")])
     del os.environ["KAFKA"]
