@@ -2,8 +2,8 @@
 
     python -m benchmarks [--quick] [--results FOLDER]
 
-Writes consume.json, consume.svg, in_flight.json, retrying.json, retrying.svg, restart.json, restart.svg, produce.json,
-produce.svg, latency.json and micro.json into the folder.
+Writes consume.json, consume.svg, in_flight.json, retrying.json, retrying.svg, restart.json, restart.svg, codecs.json,
+produce.json, produce.svg, latency.json and micro.json into the folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks import consume, in_flight, latency, produce, restart, retrying
+from benchmarks import codecs, consume, in_flight, latency, produce, restart, retrying
 from benchmarks._broker import broker
 from benchmarks._harness import ROOT
 
@@ -35,6 +35,7 @@ def main() -> int:
         in_flight.main([*quick, "--json", str(folder / "in_flight.json")])
         retrying.main([*quick, "--json", str(folder / "retrying.json"), "--svg", str(folder / "retrying.svg")])
         restart.main([*quick, "--json", str(folder / "restart.json"), "--svg", str(folder / "restart.svg")])
+        codecs.main([*quick, "--json", str(folder / "codecs.json")])
         produce.main([*quick, "--json", str(folder / "produce.json"), "--svg", str(folder / "produce.svg")])
         latency.main([*quick, "--json", str(folder / "latency.json")])
     del os.environ["KAFKA"]

@@ -8,6 +8,7 @@ at all. Rivals read the same topics, markers included.
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ PARTITIONS = 4
 RUN = 100
 # Names on the topic "mixed", which shows what the number of registered events costs.
 MIXED_NAMES = [f"MIXED_EVENT_{index}" for index in range(10)]
-KINDS = ("json", "spaces", "msgpack", "mixed", "keyed")
+KINDS = ("json", "spaces", "msgpack", "protobuf", "formats", "mixed", "keyed")
 # On the topic "keyed": different keys, so that records of one key are rare among those in flight.
 KEYS = 10_000
 
@@ -63,6 +64,12 @@ def encoder(kind: str) -> Callable[[Any], bytes]:
     """How a kind of topic writes an event."""
     if kind == "msgpack":
         return msgspec.msgpack.encode
+    if kind in ("protobuf", "formats"):
+        from benchmarks import _envelope
+
+        _envelope.register()
+        codecs = itertools.cycle(["protobuf"] if kind == "protobuf" else ["json", "msgpack", "protobuf"])
+        return lambda event: event.serialize(next(codecs))
     if kind == "spaces":
         return lambda event: json.dumps(msgspec.to_builtins(event)).encode()
     return msgspec.json.encode

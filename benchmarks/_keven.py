@@ -44,6 +44,10 @@ def total(ledger: dict[tuple[str, int], dict[str, int]]) -> dict[str, int]:
 
 def register(spec: dict[str, Any]) -> None:
     """Register the no-op handlers of a round: for the measured event, for many, or for none."""
+    if spec.get("protobuf"):
+        from benchmarks import _envelope
+
+        _envelope.register()
     names = spec.get("registered", ["ORDER_PLACED"])
     if isinstance(names, int):
         names = [*MIXED_NAMES, *(f"OTHER_EVENT_{index}" for index in range(names - len(MIXED_NAMES)))]

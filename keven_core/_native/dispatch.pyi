@@ -7,6 +7,7 @@ _Decode: TypeAlias = Callable[[Any], Any]
 _Headers: TypeAlias = Iterable[tuple[str, bytes | None]]
 
 def check_name(name: str) -> None: ...
+def check_nesting(value: bytes) -> None: ...
 
 @final
 class Route:
@@ -17,6 +18,7 @@ class Route:
         *,
         decode_json: _Decode | None = None,
         decode_msgpack: _Decode | None = None,
+        decode_envelope: Callable[[str, dict[str, Any], bytes], Any] | None = None,
         on_tombstone: Callable[[Record], Any] | None = None,
         is_async: bool = False,
         tombstone_is_async: bool = False,
@@ -34,6 +36,8 @@ class Route:
     def decode_json(self) -> _Decode | None: ...
     @property
     def decode_msgpack(self) -> _Decode | None: ...
+    @property
+    def decode_envelope(self) -> Callable[[str, dict[str, Any], bytes], Any] | None: ...
     @property
     def on_tombstone(self) -> Callable[[Record], Any] | None: ...
     @property
@@ -63,6 +67,8 @@ class DispatchTable:
         name_field: str = "event_name",
         name_json: Callable[[bytes], str | None] | None = None,
         name_msgpack: Callable[[bytes], str | None] | None = None,
+        codec_of: Callable[[str | None], Any] | None = None,
+        names_codec: Callable[[bytes, str], bool | None] | None = None,
         max_payload_bytes: int = ...,
     ) -> None: ...
     @property
@@ -77,7 +83,7 @@ class DispatchTable:
     def name_field(self) -> str: ...
     @property
     def max_payload_bytes(self) -> int: ...
-    def name_of(self, value: object, topic: str) -> str | None: ...
+    def name_of(self, value: object, topic: str | None, headers: _Headers | None = None) -> str | None: ...
     def resolve(
         self, value: bytes, topic: str | None = None, headers: _Headers | None = None
     ) -> tuple[Route, Any] | tuple[None, None]: ...

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         start_command_receiver_server,
         start_command_receiver_server_async,
     )
+    from keven_core.kafka.codecs import Codec, ProtobufEnvelopeCodec, register_codec
     from keven_core.kafka.config import Settings
     from keven_core.kafka.events.event import Event, EventNames, GenericEvent
     from keven_core.kafka.events.publisher import EventPublisher
@@ -67,6 +68,7 @@ __all__ = [
     "CommandPhase",
     "CommandReceiverServer",
     "CommandRunner",
+    "Codec",
     "DeadLetter",
     "Event",
     "EventHandler",
@@ -88,6 +90,7 @@ __all__ = [
     "Message",
     "MessageReceiverServer",
     "PrintRunner",
+    "ProtobufEnvelopeCodec",
     "Redrive",
     "RedriveReport",
     "Retry",
@@ -103,6 +106,7 @@ __all__ = [
     "long_running_command_handler",
     "long_running_event_handler",
     "setup_command_receiver",
+    "register_codec",
     "setup_event_listener",
     "start_all_commands_receiver_server",
     "start_all_commands_receiver_server_async",
@@ -186,6 +190,9 @@ __getattr__, __dir__ = lazy_attributes(
             "KafkaLogHandler",
             "KafkaLogProcessor",
         ),
+        "keven_core.kafka.codecs": ("Codec", "ProtobufEnvelopeCodec", "register_codec"),
+        "keven_core.kafka.config": ("Settings",),
+        "keven_core.kafka.log_handler": ("KafkaLogHandler", "KafkaLogProcessor"),
         "keven_core.kafka.logger": (
             "KafkaBatchLogger",
             "KafkaLogger",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import signal
 import sys
@@ -21,6 +22,8 @@ def main(arguments: list[str] | None = None, prog: str = "python -m keven_core.k
     """Run the command line; return the exit code: 0 done, 1 failed, 3 some letters were left, 130 stopped before."""
     options = vars(_parser(prog).parse_args(arguments))
     as_json, address = options.pop("json"), options.pop("kafka")
+    for module in options.pop("modules"):
+        importlib.import_module(module)
     stop = threading.Event()
 
     def end_in_order(number: int, _: object) -> None:
@@ -71,6 +74,14 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         ("--key", "keys", "key of the record +"),
     ):
         filters.add_argument(name, dest=dest, action="append", default=[], metavar=name[2:].upper(), help=help_text)
+    filters.add_argument(
+        "--import",
+        dest="modules",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="imported first: one that registers the codec which --event needs to tell the names +",
+    )
     filters.add_argument("--text", default="", help="part of the exception's text")
     filters.add_argument("--since", type=_time, metavar="TIME", help="first written then or later, ISO 8601")
     filters.add_argument("--until", type=_time, metavar="TIME", help="first written before then")

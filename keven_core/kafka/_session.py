@@ -958,7 +958,7 @@ class Session:
         bound = self.plan.table.bound.get(record.topic)
         if bound is not None:
             return bound.name
-        return self.plan.table.name_of(record.value, record.topic) if record.value is not None else None
+        return self.plan.table.name_of(record.value, record.topic, record.headers) if record.value is not None else None
 
     def _log_failure(
         self, record: Record, stage: str, error: Exception, name: str | None, verdict: Verdict, quiet: int

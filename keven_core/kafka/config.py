@@ -15,6 +15,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any
 
+from keven_core.kafka.codecs import codec_names
 from keven_core.kafka.errors import ConfigurationError
 
 __all__ = ["DEFAULT_ADDRESS", "Settings", "TokenSource", "describe_settings"]
@@ -220,7 +221,8 @@ class Settings:
         "KEVEN_CODEC",
         unit="",
         choices=("json", "msgpack"),
-        effect="how events are published; consumers read both, mixed on one topic",
+        effect="how events are published, also by the name of a codec that was registered before (docs/codecs.md); "
+        "consumers read all of them, mixed on one topic",
     )
     linger_ms: int = _setting(
         5,
@@ -727,8 +729,9 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
             _check_text(f"{env}: {key!r}", key)
             _check_text(f"{env}: the value of {key!r}", text)
     elif value is not None or "None" not in str(field.type):
-        if meta["choices"] and value not in meta["choices"]:
-            raise ConfigurationError(f"{env}={shown} is not known; allowed: {', '.join(meta['choices'])}")
+        choices = codec_names() if field.name == "codec" else meta["choices"]
+        if choices and value not in choices:
+            raise ConfigurationError(f"{env}={shown} is not known; allowed: {', '.join(choices)}")
         _check_text(env, value)
 
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from keven_core.kafka.codecs import BUILT_IN, codec_named
 from keven_core.kafka.envelope import MessageMeta, dataclass_transform
-from keven_core.kafka.errors import UndecodableError, UsageError
+from keven_core.kafka.errors import KevenError, UndecodableError, UsageError
 from keven_core.kafka.kinds import MessageKind
 
-__all__ = ["GenericMessage", "Message", "decoders_of", "generic_decoders"]
+__all__ = ["GenericMessage", "Message", "decoders_of", "envelope_decoder", "generic_decoders", "take_apart"]
 
 
 def _new_uuid() -> str:
@@ -55,13 +56,16 @@ class Message(msgspec.Struct, metaclass=MessageMeta, gc=False, kw_only=True):
     namespace: str = ""
 
     def serialize(self, codec: str = "json") -> bytes:
-        """The message as it goes over the wire; `codec` is "json" or "msgpack".
+        """The message as it goes over the wire; `codec` is "json", "msgpack" or the name of a registered one.
 
-        Raises UsageError for a message without a name.
+        Raises UsageError for a message without a name, or that the codec can't take; ConfigurationError for a codec
+        that is not registered.
         """
         kind = self.kind
         if not getattr(self, kind.name_field):
             raise UsageError(f"{type(self).__qualname__} has no {kind.name_field}, so nobody could tell what it is")
+        if codec not in BUILT_IN:
+            return _encode_by(codec, self)
         return msgspec.msgpack.encode(self) if codec == "msgpack" else msgspec.json.encode(self)
 
     @classmethod
@@ -129,7 +133,9 @@ class GenericMessage:
         return _generic(cls.kind, fields, None)
 
     def serialize(self, codec: str = "json") -> bytes:
-        """The message as it goes over the wire, with every field that it came with."""
+        """The message as it goes over the wire, with every field that it came with; `codec` is as of other messages."""
+        if codec not in BUILT_IN:
+            return _encode_by(codec, self)
         name_field = self.kind.name_field
         own = {name: getattr(self, name) for name in _envelope_of(self.kind).__struct_fields__ if name != name_field}
         flat = {name_field: getattr(self, name_field), **own, **self.fields}
@@ -190,3 +196,103 @@ def decoders_of(message_type: Any) -> tuple[Callable[..., Any], Callable[..., An
         decoders: tuple[Callable[..., Any], Callable[..., Any]] = message_type.wire_decoders()
         return decoders
     return msgspec.json.Decoder(message_type).decode, msgspec.msgpack.Decoder(message_type).decode
+
+
+# --- envelopes of other codecs ---------------------------------------------------------------------------------------
+
+# What a codec's envelope has fields for; the rest of a message is its payload.
+ENVELOPE_FIELDS = tuple(Message.__struct_fields__)
+# The generic message's field for a payload that is no JSON object.
+_PAYLOAD = "payload"
+
+
+def envelope_decoder(kind: MessageKind, name: str) -> Callable[[str, dict[str, Any], bytes], Any]:
+    """A function that makes a message of what a codec has read: its name, fields of the envelope, payload.
+
+    It gives an object of the name's class: with a method `parse_payload`, which gets the payload as it is; else the
+    payload is the JSON of its own fields. Without a class it is a generic message. Raises what decoding raises.
+    """
+    from keven_core._native.dispatch import check_nesting
+
+    cls = kind.classes.get(name)
+    if cls is None:
+
+        def decode_generic(name: str, fields: dict[str, Any], payload: bytes) -> Any:
+            return _generic(kind, {**_own_fields(payload, check_nesting), **fields, kind.name_field: name}, None)
+
+        return decode_generic
+    if hasattr(cls, "parse_payload"):
+
+        def parse(name: str, fields: dict[str, Any], payload: bytes) -> Any:
+            message = cls()
+            for field, value in fields.items():
+                setattr(message, field, value)
+            message.parse_payload(payload)
+            return message
+
+        return parse
+    decode_json = decoders_of(cls)[0]
+    encode = msgspec.json.Encoder().encode
+    opening = b'{"' + kind.name_field.encode() + b'":' + encode(name)
+
+    def decode_typed(name: str, fields: dict[str, Any], payload: bytes) -> Any:
+        # Put together as our own flat JSON, the envelope's fields last, so that they count; it is read once, by the
+        # decoder that JSON has. What is malformed stays so: its braces would have to match in what it becomes.
+        own = payload.strip()
+        if own[:1] != b"{" or own[-1:] != b"}":
+            if own:
+                raise UndecodableError(f"{name}: the payload has to be the JSON object of its fields")
+            own = b"{}"
+        parts = [opening]
+        for part in (own[1:-1].strip(), encode(fields)[1:-1]):
+            if part:
+                parts += (b",", part)
+        parts.append(b"}")
+        value = b"".join(parts)
+        check_nesting(value)
+        return decode_json(value)
+
+    return decode_typed
+
+
+def _own_fields(payload: bytes, check_nesting: Callable[[bytes], None]) -> dict[str, Any]:
+    """The fields of a payload that is a JSON object; of others, one field that holds it."""
+    if not payload:
+        return {}
+    try:
+        check_nesting(payload)
+        own = msgspec.json.decode(payload)
+    except (ValueError, UndecodableError):
+        own = None
+    return own if isinstance(own, dict) else {_PAYLOAD: payload}
+
+
+def take_apart(message: Any) -> tuple[str, dict[str, Any], bytes]:
+    """The reverse, for a codec's encode(): (name, fields of the envelope, payload)."""
+    kind: MessageKind = message.kind
+    name = getattr(message, kind.name_field)
+    fields = {field: getattr(message, field) for field in ENVELOPE_FIELDS}
+    if hasattr(message, "serialize_payload"):
+        payload = message.serialize_payload()
+        return name, fields, payload.encode() if isinstance(payload, str) else payload or b""
+    if isinstance(message, GenericMessage) and list(message.fields) == [_PAYLOAD]:
+        payload = message.fields[_PAYLOAD]
+        if isinstance(payload, bytes):
+            return name, fields, payload
+    flat = msgspec.json.decode(message.serialize("json"), type=dict[str, msgspec.Raw])
+    for field in (kind.name_field, *ENVELOPE_FIELDS):
+        flat.pop(field, None)
+    if not getattr(message, "is_audit_event", True):
+        del flat["is_audit_event"]  # the default; old consumers know nothing of it
+    return name, fields, msgspec.json.encode(flat)
+
+
+def _encode_by(codec: str, message: Any) -> bytes:
+    try:
+        return codec_named(codec).encode(*take_apart(message))
+    except KevenError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"the codec {codec!r} can't encode {type(message).__qualname__}: {type(error).__name__}: {error}"
+        ) from error

@@ -41,12 +41,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime
 from enum import Enum
-from functools import cache, cached_property
+from functools import cached_property
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from keven_core.kafka.codecs import codec_of, names_codec
 from keven_core.kafka.config import Settings
 from keven_core.kafka.envelope import name_decoders
 from keven_core.kafka.errors import ConfigurationError
@@ -203,7 +204,8 @@ class Redrive:
         """
         from keven_core.kafka._redriving import Run
 
-        given = Settings.from_env() if settings is None else settings
+        # Copies keep their bytes, so a KEVEN_CODEC that only the service has registered does not matter.
+        given = Settings.from_env(codec="json") if settings is None else settings
         return Run(self, given, given.address(kafka_address), stop or Event()).run()
 
 
@@ -281,9 +283,11 @@ class Letter:
     def event_name(self) -> str | None:
         """The event or command, told as consumers do: by the value's first field, the header, the whole value.
 
-        So a value that can't be decoded has one too, if it begins with its name.
+        So a value that can't be decoded has one too, if it begins with its name. A value of a codec has one where the
+        codec is registered.
         """
-        name = next(filter(None, (table.name_of(self.value, "") for table in _name_tables())), None)
+        found = (table.name_of(self.value, self.origin_topic, self.headers) for table in _name_tables())
+        name = next(filter(None, found), None)
         if name is None and "event_name" in self._values:
             name = self._values["event_name"].decode("utf-8", "replace")
         return name or _decoded_name(self.value)
@@ -299,11 +303,22 @@ def _decimal(value: bytes | None) -> int | None:
     return int(value) if value and value.isdigit() and len(value) < 10 else None
 
 
-@cache
 def _name_tables() -> list[DispatchTable]:
     from keven_core._native.dispatch import DispatchTable
 
-    return [DispatchTable(name_field=kind.name_field) for kind in KINDS]
+    tables = []
+    for kind in KINDS:  # anew for each letter, since a table keeps the codecs that it has found; that takes 2 us
+        name_json, name_msgpack = name_decoders(kind.name_field)
+        tables.append(
+            DispatchTable(
+                name_field=kind.name_field,
+                name_json=name_json,
+                name_msgpack=name_msgpack,
+                codec_of=codec_of,
+                names_codec=names_codec,
+            )
+        )
+    return tables
 
 
 def _decoded_name(value: bytes | None) -> str | None:

@@ -16,10 +16,11 @@ import msgspec
 from keven_core.kafka._around import Around, CapturedExceptions, SettledFirst, surrounded
 from keven_core.kafka._batches import BatchPart, compose_batch, one_of_a_batch
 from keven_core.kafka._calls import Verdict, as_unary, is_async, run_now, run_or_await
+from keven_core.kafka.codecs import codec_of, names_codec
 from keven_core.kafka.envelope import name_decoders
 from keven_core.kafka.errors import RegistrationError, UsageError
 from keven_core.kafka.kinds import MessageKind
-from keven_core.kafka.message import decoders_of, generic_decoders
+from keven_core.kafka.message import decoders_of, envelope_decoder, generic_decoders
 from keven_core.kafka.publishing import begun_share, undelayed
 from keven_core.kafka.registry import Handler, HandlerRegistry
 from keven_core.kafka.topics import folded
@@ -238,6 +239,8 @@ def _make_table(
         name_field=kind.name_field,
         name_json=name_json,
         name_msgpack=name_msgpack,
+        codec_of=codec_of,
+        names_codec=names_codec,
         max_payload_bytes=max_payload_bytes,
     )
 
@@ -279,6 +282,7 @@ def build_table(
         shared: dict[str, Any] = {
             "on_tombstone": tombstone,
             "tombstone_is_async": tombstone is not None and is_async(tombstone),
+            "decode_envelope": envelope_decoder(kind, name),
             **composed.options(),
         }
         call = composed.call
@@ -297,7 +301,12 @@ def build_table(
     if all_messages and handler is not None:
         decode_json, decode_msgpack = generic_decoders(kind)
         unnamed = Route(
-            "*", handler, decode_json=decode_json, decode_msgpack=decode_msgpack, is_async=is_async(handler)
+            "*",
+            handler,
+            decode_json=decode_json,
+            decode_msgpack=decode_msgpack,
+            decode_envelope=envelope_decoder(kind, "*"),
+            is_async=is_async(handler),
         )
     return _make_table(kind, routes, bound, unnamed, max_payload_bytes)
 

@@ -70,7 +70,7 @@ def dispatch(
         message: an Event, a Command, or the bytes of one (of a command, if the topic is one of commands).
         topic: where it comes from; None: the message's own topic (bytes: `keven_events`).
         key, headers: of the record, for handlers that call current_record().
-        codec: "json" or "msgpack".
+        codec: "json", "msgpack" or the name of a registered one.
 
     Async handlers run in an event loop of their own, so it can't be called inside one that runs. What handlers write
     with KafkaLogger, KafkaBatchLogger or EventPublisher is collected instead of sent.

@@ -61,10 +61,11 @@ def kafka() -> Iterator[Any]:
 
 @pytest.fixture
 def handler_registry() -> Iterator[Any]:
-    """Empty registries of handlers and message classes for this test, as before afterwards; gives that of events."""
+    """Empty registries of handlers, message classes and codecs for this test, as before afterwards; gives events'."""
+    from keven_core.kafka import codecs
     from keven_core.kafka.kinds import COMMANDS, EVENTS
 
-    with EVENTS.isolated(), COMMANDS.isolated():
+    with EVENTS.isolated(), COMMANDS.isolated(), codecs.isolated():
         yield EVENTS.registry
 
 

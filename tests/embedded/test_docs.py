@@ -91,6 +91,28 @@ def module(command: str, folder: Path, code: int = 0) -> str:
     return done.stdout
 
 
+def test_codec_examples_run(embedded_kafka, tmp_path):
+    embedded_kafka.create_topic("keven_events_order_placed", 1)
+    # What protoc would have generated.
+    (tmp_path / "shop_pb2.py").write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests' / 'support')!r})\n"
+        "from envelopes import envelope_class\nEnvelope = envelope_class()\n"
+    )
+    environment = {
+        **os.environ,
+        "KAFKA": embedded_kafka.bootstrap_servers,
+        "KEVEN_CREATE_TOPICS": "false",
+    }
+    shown = run(tmp_path / "codecs.py", "\n".join(code for _, code in python_blocks("docs/codecs.md")), environment)
+    assert shown.splitlines() == [
+        "1 of Ada, by old",
+        "2 of Bob, by new",
+        """b'{"order_id":3,"customer":""}'""",
+        """b'ORDER_PLACED|u-4|{"order_id":4,"customer":""}'""",
+    ]
+    assert (values(embedded_kafka, "keven_events_order_placed")[2] or b"").startswith(b"\n\x0cORDER_PLACED")
+
+
 def run(script: Path, code: str, environment: dict[str, str]) -> str:
     script.write_text(code)
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=90)

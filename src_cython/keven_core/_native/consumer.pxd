@@ -76,12 +76,14 @@ cdef class Consumer(Membership):
     cdef bint _is_past_end(self, Account *account, rd_kafka_message_t *message) noexcept
     cdef PyObject *_decode(self, Route route, PyObject *value, rd_kafka_message_t *message) noexcept
     cdef PyObject *_decode_copy(self, Route route, rd_kafka_message_t *message) noexcept
+    cdef PyObject *_decode_by_codec(self, Account *account, rd_kafka_message_t *message, void **found) except? NULL
     cdef int _hand_over(self) except -1
     cdef PyObject *_call_with_topic(self, Route route, rd_kafka_message_t *message, PyObject *value) noexcept
     cdef void *_identify(self, Account *account, rd_kafka_message_t *message, bint named) except? NULL
     cdef bint _acceptable(self, Account *account, rd_kafka_message_t *message) except -1
     cdef PyObject *_decode_failed(self, Account *account, rd_kafka_message_t *message, void **found) except? NULL
     cdef object _find_route(self, rd_kafka_message_t *message, bint named, void **found)
+    cdef object _find_route_by_codec(self, Account *account, rd_kafka_message_t *message, void **found)
     cdef object _decode_otherwise(self, Account *account, rd_kafka_message_t *message, object error, void **found,
                                   PyObject **value)
     cdef void *_tombstone_route(self, Account *account, rd_kafka_message_t *message) noexcept

@@ -418,6 +418,7 @@ cdef class Consumer(Membership):
         cdef PyObject *value
         cdef PyObject *result
         cdef bint named = False
+        cdef bint coded
         cdef int verdict
         self.handling = True
         while self.index < count and not self.ended:
@@ -463,7 +464,9 @@ cdef class Consumer(Membership):
                 if pending is not None:
                     return pending
                 continue
-            if found == NULL:
+            coded = account.codec != NULL and table.is_coded(
+                <object>account.codec, <const char *>message.payload, message.len, message, None)
+            if found == NULL and not coded:
                 found = table.peek(<const char *>message.payload, message.len, &named)
                 if found == NULL:
                     if named and table.unnamed is None:
@@ -473,33 +476,39 @@ cdef class Consumer(Membership):
                     found = self._identify(account, message, named)
                     if found == NULL:
                         continue
-            route = <Route>found
 
             # Decode.
-            if message.len > UNCHECKED and not route.raw and not self._acceptable(account, message):
-                continue
-            if route.raw:
-                value = PyBytes_FromStringAndSize_raw(<const char *>message.payload, message.len)
+            if coded:
+                value = self._decode_by_codec(account, message, &found)
                 if value == NULL:
-                    raise MemoryError()
+                    continue
+                route = <Route>found
             else:
-                if route.copied or (route.keeps and message.len < SHARE_FROM):
-                    value = self._decode_copy(route, message)
-                else:
-                    self.window.message = message
-                    value = self._decode(route, <PyObject *>self.window, message)
-                    if value != NULL and Py_REFCNT(<PyObject *>self.window) > 1:
-                        if message.len < SHARE_FROM:
-                            route.keeps = True
-                            Py_DECREF(<object>value)
-                            value = self._decode_copy(route, message)
-                        if value != NULL and Py_REFCNT(<PyObject *>self.window) > 1:
-                            self._hand_over()
-                if value == NULL:
-                    value = self._decode_failed(account, message, &found)
+                route = <Route>found
+                if message.len > UNCHECKED and not route.raw and not self._acceptable(account, message):
+                    continue
+                if route.raw:
+                    value = PyBytes_FromStringAndSize_raw(<const char *>message.payload, message.len)
                     if value == NULL:
-                        continue
-                    route = <Route>found
+                        raise MemoryError()
+                else:
+                    if route.copied or (route.keeps and message.len < SHARE_FROM):
+                        value = self._decode_copy(route, message)
+                    else:
+                        self.window.message = message
+                        value = self._decode(route, <PyObject *>self.window, message)
+                        if value != NULL and Py_REFCNT(<PyObject *>self.window) > 1:
+                            if message.len < SHARE_FROM:
+                                route.keeps = True
+                                Py_DECREF(<object>value)
+                                value = self._decode_copy(route, message)
+                            if value != NULL and Py_REFCNT(<PyObject *>self.window) > 1:
+                                self._hand_over()
+                    if value == NULL:
+                        value = self._decode_failed(account, message, &found)
+                        if value == NULL:
+                            continue
+                        route = <Route>found
 
             # Call.
             if route.with_topic:
@@ -564,6 +573,27 @@ cdef class Consumer(Membership):
         Py_DECREF(<object>copy)
         return value
 
+    cdef PyObject *_decode_by_codec(self, Account *account, rd_kafka_message_t *message, void **found) except? NULL:
+        """As _decode, by the topic's codec, which finds the Route as well; NULL: the record has been accounted for."""
+        cdef PyObject *value
+        cdef tuple decoded
+        try:
+            decoded = self.table.decode_by_codec(
+                <object>account.codec, PyBytes_FromStringAndSize(<const char *>message.payload, message.len),
+                <Route>account.bound if account.bound != NULL else None)
+        except errors.UndecodableError as error:
+            self._failed(account, message, "decode", error)
+            return NULL
+        if decoded is None:
+            account.skipped += 1
+            self._advance(account, message)
+            return NULL
+        found[0] = <void *>decoded[0]  # kept by the table
+        event = decoded[1]
+        value = <PyObject *>event
+        Py_INCREF(event)
+        return value
+
     cdef int _hand_over(self) except -1:
         """Give the message in hand to the window that shows it, because something refers to that: it gets a new one."""
         cdef Payload window = Payload.of(self.handle)
@@ -609,6 +639,19 @@ cdef class Consumer(Membership):
             return error
         if route is not None:
             found[0] = <void *>route  # kept by the table
+        return None
+
+    cdef object _find_route_by_codec(self, Account *account, rd_kafka_message_t *message, void **found):
+        """As _find_route, for a value that its topic's codec reads."""
+        found[0] = NULL
+        try:
+            opened = self.table.open_by_codec(
+                <object>account.codec, PyBytes_FromStringAndSize(<const char *>message.payload, message.len),
+                <Route>account.bound if account.bound != NULL else None)
+        except errors.UndecodableError as error:
+            return error
+        if opened is not None:
+            found[0] = <void *>opened[0]  # kept by the table
         return None
 
     cdef bint _acceptable(self, Account *account, rd_kafka_message_t *message) except -1:

@@ -10,6 +10,7 @@ cdef class Route:
     cdef readonly object call
     cdef readonly object decode_json
     cdef readonly object decode_msgpack
+    cdef readonly object decode_envelope
     cdef readonly object on_tombstone
     cdef readonly bint is_async
     cdef readonly bint tombstone_is_async
@@ -46,6 +47,9 @@ cdef class DispatchTable:
     cdef readonly str name_field
     cdef object name_json
     cdef object name_msgpack
+    cdef object codec_of
+    cdef object names_codec
+    cdef dict codecs          # topic -> its codec or None
     cdef Slot *slots
     cdef uint64_t mask
     cdef void *last           # the Route that matched last, borrowed
@@ -59,5 +63,11 @@ cdef class DispatchTable:
     cdef void *peek(self, const char *data, size_t size, bint *named) noexcept
     cdef Route identify(self, const char *data, size_t size, rd_kafka_message_t *message, object headers)
     cdef int check(self, const char *data, size_t size) except -1
+    cdef int check_size(self, size_t size) except -1
+    cdef object codec_for(self, str topic)
+    cdef bint is_coded(self, codec, const char *data, size_t size, rd_kafka_message_t *message, headers) except -1
+    cdef bint _is_whole(self, decode_name, const char *data, size_t size) except -1
+    cdef object open_by_codec(self, codec, bytes value, Route bound)
+    cdef object decode_by_codec(self, codec, bytes value, Route bound)
     cdef object decode(self, Route route, object value, const char *data)
     cdef object other_route(self, Route route, const char *data, size_t size)

@@ -10,6 +10,9 @@ and the same with "command_name".
 The first byte tells the two apart: MessagePack maps start at 0x80 and above, JSON below. A name with an escape, or an
 envelope whose tag does not come first, takes the slow way: header, then a name-only msgspec decode.
 
+A topic may have a codec beside them (keven_core.kafka.codecs): is_coded() says which values are its own, and
+decode_by_codec() finds their route by the name that it reads.
+
 Threads: a table is frozen when it is made and may be read from any thread that holds the GIL.
 """
 
@@ -146,6 +149,20 @@ cdef bint find_name(const Tag *tag, const char *data, size_t size, const char **
     return is_plain(p, name_size[0])
 
 
+cdef inline bint begins_with_str(const uint8_t *p, size_t size) noexcept nogil:
+    """Whether a value begins with a MessagePack map whose first key is a string."""
+    cdef size_t i = 1
+    if size < 2:
+        return False
+    if p[0] == 0xde:
+        i = 3
+    elif p[0] == 0xdf:
+        i = 5
+    elif p[0] <= 0x80 or p[0] > 0x8f:
+        return False
+    return i < size and (0xa0 <= p[i] <= 0xbf or 0xd9 <= p[i] <= 0xdb)
+
+
 cdef bint json_too_deep(const uint8_t *p, size_t size) noexcept nogil:
     cdef size_t i = 0
     cdef int depth = 0
@@ -243,6 +260,25 @@ cdef bint msgpack_too_deep(const uint8_t *p, size_t size) noexcept nogil:
             left[depth] = children
 
 
+cdef int check_depth(const uint8_t *p, size_t size) except -1:
+    cdef bint too_deep = False
+    if size > DEPTH_SCAN_FROM:
+        with nogil:
+            if p[0] < 0x80:
+                if keven_json_openers(p, size) > MAX_DEPTH:
+                    too_deep = json_too_deep(p, size)
+            elif keven_msgpack_openers(p, size) > MAX_DEPTH:
+                too_deep = msgpack_too_deep(p, size)
+        if too_deep:
+            raise errors.UndecodableError(f"the value is nested deeper than {MAX_DEPTH} levels")
+    return 0
+
+
+def check_nesting(bytes value not None):
+    """Raise UndecodableError for JSON or MessagePack that is nested too deep for msgspec."""
+    check_depth(<const uint8_t *>PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value))
+
+
 def check_name(str name):
     """Raise UndecodableError for an event name that can't be one: empty, too long, or with control characters."""
     if not name:
@@ -261,6 +297,7 @@ cdef class Route:
         name: the event name, or the topic for a foreign route.
         call: takes the decoded value; for an async route it returns the coroutine.
         decode_json, decode_msgpack: take the value as a buffer; may be the same function, ignored when `raw`.
+        decode_envelope: takes what a codec has read: name, fields of the envelope, payload. None: no codec is heeded.
         on_tombstone: takes the Record of a null value; None: tombstones are skipped.
         is_async, tombstone_is_async: `call` or `on_tombstone` returns an awaitable that has to be awaited.
         raw: `call` gets the value as bytes.
@@ -270,15 +307,17 @@ cdef class Route:
         batch_wait_ms: how long the first of a list waits for others.
     """
 
-    def __init__(self, str name, call, *, decode_json=None, decode_msgpack=None, on_tombstone=None,
-                 bint is_async=False, bint tombstone_is_async=False, bint raw=False, bint with_topic=False,
-                 bint copied=False, Py_ssize_t batch_size=0, int batch_wait_ms=0):
+    def __init__(self, str name, call, *, decode_json=None, decode_msgpack=None,
+                 decode_envelope=None, on_tombstone=None, bint is_async=False, bint tombstone_is_async=False,
+                 bint raw=False, bint with_topic=False, bint copied=False, Py_ssize_t batch_size=0,
+                 int batch_wait_ms=0):
         if not raw and (decode_json is None or decode_msgpack is None):
             raise errors.InternalError(f"the route {name!r} has no decoders")
         self.name = name
         self.call = call
         self.decode_json = decode_json
         self.decode_msgpack = decode_msgpack
+        self.decode_envelope = decode_envelope
         self.on_tombstone = on_tombstone
         self.is_async = is_async
         self.tombstone_is_async = tombstone_is_async
@@ -306,6 +345,8 @@ cdef class DispatchTable:
         unnamed: the Route of events that have no Route of their own; None: they are skipped.
         name_field: the first field of the values, which names them: "event_name" or "command_name".
         name_json, name_msgpack: decoders that return the event name of a value or None, for the slow way.
+        codec_of: gives the codec of a topic beside JSON and MessagePack, or None; asked once for each topic.
+        names_codec: whether a header `content-type` means the codec of that type; see keven_core.kafka.codecs.
         max_payload_bytes: larger values are refused before they are decoded.
     """
 
@@ -317,10 +358,12 @@ cdef class DispatchTable:
             raise MemoryError()
         self.routes = {}
         self.bound = {}
+        self.codecs = {}
         self._set_tag("event_name")
 
     def __init__(self, routes=(), *, bound=None, Route everything=None, Route unnamed=None,
-                 str name_field="event_name", name_json=None, name_msgpack=None, size_t max_payload_bytes=16 << 20):
+                 str name_field="event_name", name_json=None, name_msgpack=None, codec_of=None, names_codec=None,
+                 size_t max_payload_bytes=16 << 20):
         cdef Route route
         cdef uint64_t capacity = 8
         cdef uint64_t h, i
@@ -335,6 +378,9 @@ cdef class DispatchTable:
         self.unnamed = unnamed
         self.name_json = name_json
         self.name_msgpack = name_msgpack
+        self.codec_of = codec_of
+        self.names_codec = names_codec
+        self.codecs = {}
         self.max_payload_bytes = max_payload_bytes
         while capacity < 2 * <uint64_t>len(self.routes):
             capacity *= 2
@@ -417,6 +463,7 @@ cdef class DispatchTable:
         cdef rd_kafka_headers_t *native = NULL
         cdef const void *value = NULL
         cdef size_t value_size = 0
+        cdef const char *start
         name = None
         if message != NULL:
             if api.message_headers(message, &native) == 0 and api.header_get_last(
@@ -437,7 +484,11 @@ cdef class DispatchTable:
         try:
             tag = decode_name(data[:size])
         except Exception as error:
-            raise errors.UndecodableError(f"the value can't be decoded: {error}") from error
+            hint = ""
+            start = skip_space(data, data + size)
+            if (start == data + size or start[0] != c'{') and not begins_with_str(<const uint8_t *>data, size):
+                hint = "; it is neither a JSON nor a MessagePack object, see register_codec() for other formats"
+            raise errors.UndecodableError(f"the value can't be decoded: {error}{hint}") from error
         if tag is None:
             raise errors.UndecodableError(
                 f"the value has no {self.name_field}, and its topic is not bound to one"
@@ -447,21 +498,14 @@ cdef class DispatchTable:
 
     cdef int check(self, const char *data, size_t size) except -1:
         """Refuse values that are too large or nested too deep, before msgspec sees them."""
-        cdef const uint8_t *p = <const uint8_t *>data
-        cdef bint too_deep = False
+        self.check_size(size)
+        return check_depth(<const uint8_t *>data, size)
+
+    cdef int check_size(self, size_t size) except -1:
         if size > self.max_payload_bytes:
             raise errors.UndecodableError(
                 f"the value has {size} bytes, more than KEVEN_MAX_PAYLOAD_BYTES={self.max_payload_bytes}"
             )
-        if size > DEPTH_SCAN_FROM:
-            with nogil:
-                if p[0] < 0x80:
-                    if keven_json_openers(p, size) > MAX_DEPTH:
-                        too_deep = json_too_deep(p, size)
-                elif keven_msgpack_openers(p, size) > MAX_DEPTH:
-                    too_deep = msgpack_too_deep(p, size)
-            if too_deep:
-                raise errors.UndecodableError(f"the value is nested deeper than {MAX_DEPTH} levels")
         return 0
 
     cdef object decode(self, Route route, object value, const char *data):
@@ -483,13 +527,118 @@ cdef class DispatchTable:
             return <Route>found
         return self.unnamed if self.unnamed is not None else False
 
-    def name_of(self, value, str topic):
+    cdef object codec_for(self, str topic):
+        """The codec of a topic, or None; the table keeps it."""
+        cdef Route route
+        if self.codec_of is None or self.everything is not None:
+            return None
+        if topic not in self.codecs:
+            route = self.bound.get(topic)
+            foreign = route is not None and route.decode_envelope is None
+            self.codecs[topic] = None if foreign else self.codec_of(topic)
+        return self.codecs[topic]
+
+    cdef bint is_coded(self, codec, const char *data, size_t size, rd_kafka_message_t *message, headers) except -1:
+        """Whether a value is its topic's codec's own, rather than JSON or MessagePack.
+
+        A value of the codec may begin like one of these; that is seen by whether the whole of it is one.
+        """
+        cdef rd_kafka_headers_t *native = NULL
+        cdef const void *text = NULL
+        cdef const char *start
+        cdef const char *end = data + size
+        cdef size_t text_size = 0
+        cdef bint named = False
+        content_type = None
+        if size == 0:
+            return False
+        if message != NULL:
+            # Without headers, the usual case, this costs nothing: they are parsed by the first who asks.
+            if api.message_headers(message, &native) == 0 and api.header_get_last(
+                    native, "content-type", &text, &text_size) == 0 and text != NULL:
+                content_type = (<const char *>text)[:text_size]
+        elif headers:
+            for key, given in headers:
+                if key == "content-type":
+                    content_type = given
+        if content_type is not None:
+            said = self.names_codec(content_type, codec.content_type)
+            if said is not None:
+                return said
+        if data[0] == c'{':
+            return False
+        if <uint8_t>data[0] >= 0x80:
+            if not begins_with_str(<const uint8_t *>data, size):
+                return True
+            self.peek(data, size, &named)
+            return not named and not self._is_whole(self.name_msgpack, data, size)
+        start = skip_space(data, end)
+        return start == data or start == end or start[0] != c'{' or not self._is_whole(self.name_json, data, size)
+
+    cdef bint _is_whole(self, decode_name, const char *data, size_t size) except -1:
+        try:
+            self.check(data, size)
+            decode_name(data[:size])
+        except MemoryError:
+            raise
+        except Exception:
+            return False
+        return True
+
+    cdef object open_by_codec(self, codec, bytes value, Route bound):
+        """(route, name, fields, payload) of a codec's value; None when nobody handles it. Raises UndecodableError.
+
+        `bound` is the route of a value without a name: that of its topic, or None.
+        """
+        self.check_size(PyBytes_GET_SIZE(value))
+        try:
+            name, fields, payload = codec.decode(value)
+            if type(name) is not str or type(fields) is not dict or type(payload) is not bytes:
+                raise TypeError("decode() has to return (str, dict, bytes)")
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise errors.UndecodableError(f"{codec.name}: {type(error).__name__}: {error}") from error
+        if not name:
+            if bound is None:
+                raise errors.UndecodableError(
+                    f"{codec.name}: the value has no {self.name_field}, and its topic is not bound to one"
+                )
+            name = bound.name
+        check_name(name)
+        route = self.routes.get(name, self.unnamed)
+        return None if route is None else (route, name, fields, payload)
+
+    cdef object decode_by_codec(self, codec, bytes value, Route bound):
+        """(route, decoded) of a codec's value; None when nobody handles it. Raises UndecodableError."""
+        opened = self.open_by_codec(codec, value, bound)
+        if opened is None:
+            return None
+        route, name, fields, payload = opened
+        try:
+            return route, (<Route>route).decode_envelope(name, fields, payload)
+        except (MemoryError, errors.UndecodableError):
+            raise
+        except Exception as error:
+            raise errors.UndecodableError(f"{codec.name}: {name}: {type(error).__name__}: {error}") from error
+
+    def name_of(self, value, str topic, headers=None):
         """The event name of a value as far as it can be told without decoding it, for log lines; None if it can't."""
         cdef const char *name
         cdef size_t size
-        if isinstance(value, bytes) and find_name(&self.tag, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), &name, &size):
-            return name[:size].decode("utf-8", "replace")
-        route = self.bound.get(topic)
+        cdef Route route = self.bound.get(topic)
+        if isinstance(value, bytes):
+            if find_name(&self.tag, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), &name, &size):
+                return name[:size].decode("utf-8", "replace")
+            codec = self.codec_for(topic)
+            if codec is not None and self.is_coded(
+                    codec, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), NULL, headers):
+                try:
+                    said = codec.decode(value)[0]
+                    check_name(said)
+                    return said
+                except Exception:  # it is no name then, whatever the codec says
+                    pass
         return route.name if route is not None else None
 
     def resolve(self, bytes value not None, str topic=None, headers=None):
@@ -505,6 +654,10 @@ cdef class DispatchTable:
         if self.everything is not None:
             return self.everything, value
         route = self.bound.get(topic) if topic is not None else None
+        codec = self.codec_for(topic)
+        if codec is not None and self.is_coded(codec, data, size, NULL, headers):
+            coded = self.decode_by_codec(codec, value, route)
+            return coded if coded is not None else (None, None)
         if route is None:
             found = self.peek(data, size, &named)
             if found != NULL:

@@ -26,6 +26,7 @@ cdef struct Flight:
     PyObject *call               # owned: what handles its next attempt instead of the route; or NULL
     Account *account             # NULL for those, and when the partition was given up
     void *route                  # borrowed from the table
+    void *codec                  # likewise: what reads its value instead of the route; NULL: the route does
     Lane *lane
     Flight *behind               # next in its lane or in the ready queue
     Flight *later                # next of its partition, in the order of offsets

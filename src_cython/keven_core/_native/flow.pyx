@@ -322,6 +322,7 @@ cdef class Flow:
     cdef int _take(self, Account *account, rd_kafka_message_t *message) except -1:
         cdef Consumer consumer = self.consumer
         cdef void *found = account.bound
+        cdef void *codec = NULL
         cdef bint named = False
         cdef Flight *flight
         error = None
@@ -329,6 +330,13 @@ cdef class Flow:
             found = consumer._tombstone_route(account, message)
             if found == NULL:
                 account.tombstones += 1
+                return self._pass(account, message)
+        elif account.codec != NULL and consumer.table.is_coded(
+                <object>account.codec, <const char *>message.payload, message.len, message, None):
+            codec = account.codec
+            error = consumer._find_route_by_codec(account, message, &found)
+            if found == NULL and error is None:
+                account.skipped += 1
                 return self._pass(account, message)
         elif found == NULL:
             found = consumer.table.peek(<const char *>message.payload, message.len, &named)
@@ -341,6 +349,7 @@ cdef class Flow:
         flight = self._new_flight()
         flight.message = message
         flight.route = found
+        flight.codec = codec
         flight.offset = message.offset
         flight.leader_epoch = api.message_leader_epoch(message)  # now that the message is in the cache
         flight.size_bytes = message.len
@@ -1330,6 +1339,10 @@ cdef class Worker:
         cdef Route route = <Route>flight.route
         cdef void *found = flight.route
         cdef PyObject *value
+        if flight.codec != NULL:
+            coded = consumer.table.decode_by_codec(
+                <object>flight.codec, PyBytes_FromStringAndSize(<const char *>message.payload, message.len), route)
+            return SKIPPED if coded is None else coded[1]
         if message.len > UNCHECKED and not route.raw:
             consumer.table.check(<const char *>message.payload, message.len)
         if route.raw:

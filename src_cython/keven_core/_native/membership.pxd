@@ -49,6 +49,7 @@ cdef struct Account:
     uint64_t landings
     uint64_t landings_seen
     void *bound             # the Route of the topic, borrowed from the table; NULL: identify each record
+    void *codec             # what may read its values beside JSON and MessagePack, likewise; NULL: nothing
 
 
 cdef struct AccountSlot:

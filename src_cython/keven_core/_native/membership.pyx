@@ -128,6 +128,8 @@ cdef class Membership(Client):
             if self.table.everything is not None:
                 bound = self.table.everything
             account.bound = <void *>bound if bound is not None else NULL
+            codec = self.table.codec_for(topic)
+            account.codec = <void *>codec if codec is not None else NULL
         account.parks = topic in self.parked_topics
         self.accounts[topic, partition] = <uintptr_t>account
         return account
