@@ -168,7 +168,7 @@ def _components(types: Iterable[Any], ref_template: str) -> tuple[tuple[dict[str
 def _can_be_described(given: Any) -> bool:
     try:
         _components([given], "{name}")
-    except RegistrationError:
+    except RegistrationError:  # which is a TypeError too
         raise
     except TypeError:  # a default that JSON has no form for, a union that msgspec does not decode
         return False
