@@ -24,8 +24,18 @@ if TYPE_CHECKING:
     )
     from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
     from keven_core.kafka.abstracts.message_server import MessageReceiverServer
-    from keven_core.kafka.commands.command import Command, CommandNames, CommandPhase, GenericCommand
+    from keven_core.kafka.codecs import ProtobufEnvelopeCodec, register_codec
+    from keven_core.kafka.commands.command import Command, CommandNames, CommandPhase, GenericCommand, PickledCommand
     from keven_core.kafka.commands.command_event import CommandErrorEvent, CommandEvent
+    from keven_core.kafka.commands.logger import (
+        clear_command_publishers,
+        dont_send_commands_on_commit,
+        keven_dispatch_command,
+        keven_dispatch_command_now,
+        keven_flush_command_cache,
+        send_commands_on_commit,
+    )
+    from keven_core.kafka.commands.publisher import CommandPublisher
     from keven_core.kafka.commands.runner import CommandRunner
     from keven_core.kafka.commands.server import (
         setup_command_receiver,
@@ -35,9 +45,20 @@ if TYPE_CHECKING:
         start_command_receiver_server,
         start_command_receiver_server_async,
     )
-    from keven_core.kafka.codecs import Codec, ProtobufEnvelopeCodec, register_codec
     from keven_core.kafka.config import Settings
-    from keven_core.kafka.events.event import Event, EventNames, GenericEvent
+    from keven_core.kafka.details import BasicDetail
+    from keven_core.kafka.events.event import Event, EventNames, GenericEvent, PickledEvent
+    from keven_core.kafka.events.logger import (
+        keven_clear_event_publishers,
+        keven_dont_send_events_on_commit,
+        keven_flush_event_cache,
+        keven_get_write_cache,
+        keven_last_publisher,
+        keven_log_event,
+        keven_log_event_now,
+        keven_send_events_on_commit,
+        keven_set_publisher,
+    )
     from keven_core.kafka.events.publisher import EventPublisher
     from keven_core.kafka.events.runner import EventRunner
     from keven_core.kafka.events.server import (
@@ -52,6 +73,7 @@ if TYPE_CHECKING:
     from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
     from keven_core.kafka.message import Message
     from keven_core.kafka.outcomes import BatchError, DeadLetter, Retry, Skip
+    from keven_core.kafka.publishing import DelayedCommandsAndEvents, MessagePublisher, Outbox, outbox
     from keven_core.kafka.record import current_record, current_records
     from keven_core.kafka.redrive import Redrive, RedriveReport
     from keven_core.kafka.retry import Exponential, RetryPolicy
@@ -59,6 +81,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AllCommandsReceiverServer",
     "AllEventsReceiverServer",
+    "BasicDetail",
     "BatchError",
     "Command",
     "CommandErrorEvent",
@@ -66,10 +89,11 @@ __all__ = [
     "CommandHandler",
     "CommandNames",
     "CommandPhase",
+    "CommandPublisher",
     "CommandReceiverServer",
     "CommandRunner",
-    "Codec",
     "DeadLetter",
+    "DelayedCommandsAndEvents",
     "Event",
     "EventHandler",
     "EventHandlerMeta",
@@ -88,7 +112,11 @@ __all__ = [
     "LongRunningCommandHandler",
     "LongRunningEventHandler",
     "Message",
+    "MessagePublisher",
     "MessageReceiverServer",
+    "Outbox",
+    "PickledCommand",
+    "PickledEvent",
     "PrintRunner",
     "ProtobufEnvelopeCodec",
     "Redrive",
@@ -99,14 +127,30 @@ __all__ = [
     "Settings",
     "Skip",
     "TopicPartition",
+    "clear_command_publishers",
     "command_handler",
     "current_record",
     "current_records",
+    "dont_send_commands_on_commit",
     "event_handler",
+    "keven_clear_event_publishers",
+    "keven_dispatch_command",
+    "keven_dispatch_command_now",
+    "keven_dont_send_events_on_commit",
+    "keven_flush_command_cache",
+    "keven_flush_event_cache",
+    "keven_get_write_cache",
+    "keven_last_publisher",
+    "keven_log_event",
+    "keven_log_event_now",
+    "keven_send_events_on_commit",
+    "keven_set_publisher",
     "long_running_command_handler",
     "long_running_event_handler",
-    "setup_command_receiver",
+    "outbox",
     "register_codec",
+    "send_commands_on_commit",
+    "setup_command_receiver",
     "setup_event_listener",
     "start_all_commands_receiver_server",
     "start_all_commands_receiver_server_async",
@@ -151,16 +195,30 @@ __getattr__, __dir__ = lazy_attributes(
             "EventReceiverServer",
         ),
         "keven_core.kafka.abstracts.message_server": ("MessageReceiverServer",),
+        "keven_core.kafka.codecs": (
+            "ProtobufEnvelopeCodec",
+            "register_codec",
+        ),
         "keven_core.kafka.commands.command": (
             "Command",
             "CommandNames",
             "CommandPhase",
             "GenericCommand",
+            "PickledCommand",
         ),
         "keven_core.kafka.commands.command_event": (
             "CommandErrorEvent",
             "CommandEvent",
         ),
+        "keven_core.kafka.commands.logger": (
+            "clear_command_publishers",
+            "dont_send_commands_on_commit",
+            "keven_dispatch_command",
+            "keven_dispatch_command_now",
+            "keven_flush_command_cache",
+            "send_commands_on_commit",
+        ),
+        "keven_core.kafka.commands.publisher": ("CommandPublisher",),
         "keven_core.kafka.commands.runner": ("CommandRunner",),
         "keven_core.kafka.commands.server": (
             "setup_command_receiver",
@@ -171,10 +229,23 @@ __getattr__, __dir__ = lazy_attributes(
             "start_command_receiver_server_async",
         ),
         "keven_core.kafka.config": ("Settings",),
+        "keven_core.kafka.details": ("BasicDetail",),
         "keven_core.kafka.events.event": (
             "Event",
             "EventNames",
             "GenericEvent",
+            "PickledEvent",
+        ),
+        "keven_core.kafka.events.logger": (
+            "keven_clear_event_publishers",
+            "keven_dont_send_events_on_commit",
+            "keven_flush_event_cache",
+            "keven_get_write_cache",
+            "keven_last_publisher",
+            "keven_log_event",
+            "keven_log_event_now",
+            "keven_send_events_on_commit",
+            "keven_set_publisher",
         ),
         "keven_core.kafka.events.publisher": ("EventPublisher",),
         "keven_core.kafka.events.runner": ("EventRunner",),
@@ -190,9 +261,6 @@ __getattr__, __dir__ = lazy_attributes(
             "KafkaLogHandler",
             "KafkaLogProcessor",
         ),
-        "keven_core.kafka.codecs": ("Codec", "ProtobufEnvelopeCodec", "register_codec"),
-        "keven_core.kafka.config": ("Settings",),
-        "keven_core.kafka.log_handler": ("KafkaLogHandler", "KafkaLogProcessor"),
         "keven_core.kafka.logger": (
             "KafkaBatchLogger",
             "KafkaLogger",
@@ -203,6 +271,12 @@ __getattr__, __dir__ = lazy_attributes(
             "DeadLetter",
             "Retry",
             "Skip",
+        ),
+        "keven_core.kafka.publishing": (
+            "DelayedCommandsAndEvents",
+            "MessagePublisher",
+            "Outbox",
+            "outbox",
         ),
         "keven_core.kafka.record": (
             "current_record",

@@ -105,6 +105,24 @@ class Message(msgspec.Struct, metaclass=MessageMeta, gc=False, kw_only=True):
             return _generic(kind, {kind.name_field: wanted.upper()}, None)
         return _generic(kind, {kind.name_field: "NOT_INSTALLED", "requested_name": wanted}, None)
 
+    @classmethod
+    def from_protobuf(cls, envelope: Any) -> Any:
+        """The event or command in a protobuf envelope: an object of the class that protoc has generated for a service.
+
+        The class has the fields that ProtobufEnvelopeCodec asks for. Raises ConfigurationError if it has not, and
+        UndecodableError for a content that can't be read.
+        """
+        from keven_core.kafka.codecs import ProtobufEnvelopeCodec
+
+        codec = ProtobufEnvelopeCodec(type(envelope))
+        try:
+            name, fields, payload = codec.decode(envelope.SerializeToString())
+            return envelope_decoder(cls.kind, name)(name, fields, payload)
+        except UndecodableError:
+            raise
+        except Exception as error:
+            raise UndecodableError(f"the envelope can't be decoded: {type(error).__name__}: {error}") from error
+
     def create_handler(self) -> Any:
         """A new instance of the first handler class of this event or command, which has it as `event` or `command`.
 

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from keven_core.kafka.abstracts.commandevent import CommandErrorEvent, CommandEvent
     from keven_core.kafka.abstracts.commandreceiver_server import AllCommandsReceiverServer, CommandReceiverServer
     from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer, PrintRunner, Runner, TopicPartition
+    from keven_core.kafka.abstracts.delayed import DelayedCommandsAndEvents
     from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
     from keven_core.kafka.abstracts.message import Message
     from keven_core.kafka.abstracts.message_server import MessageReceiverServer
+    from keven_core.kafka.publishing import MessagePublisher
 
 __all__ = [
     "AllCommandsReceiverServer",
@@ -38,6 +40,7 @@ __all__ = [
     "CommandHandler",
     "CommandHandlerMeta",
     "CommandReceiverServer",
+    "DelayedCommandsAndEvents",
     "EventHandler",
     "EventHandlerMeta",
     "EventReceiverServer",
@@ -45,6 +48,7 @@ __all__ = [
     "LongRunningCommandHandler",
     "LongRunningEventHandler",
     "Message",
+    "MessagePublisher",
     "MessageReceiverServer",
     "PrintRunner",
     "Runner",
@@ -72,11 +76,13 @@ __getattr__, __dir__ = lazy_attributes(
             "Runner",
             "TopicPartition",
         ),
+        "keven_core.kafka.abstracts.delayed": ("DelayedCommandsAndEvents",),
         "keven_core.kafka.abstracts.eventreceiver_server": (
             "AllEventsReceiverServer",
             "EventReceiverServer",
         ),
         "keven_core.kafka.abstracts.message": ("Message",),
         "keven_core.kafka.abstracts.message_server": ("MessageReceiverServer",),
+        "keven_core.kafka.publishing": ("MessagePublisher",),
     },
 )

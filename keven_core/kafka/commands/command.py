@@ -15,10 +15,12 @@ from typing import Any, ClassVar
 import msgspec
 
 from keven_core.kafka.commands.command_event import CommandPhase, add_reports, phase_event_name
+from keven_core.kafka.details import BasicDetail
 from keven_core.kafka.kinds import COMMANDS
 from keven_core.kafka.message import GenericMessage, Message
+from keven_core.kafka.oldstyle import Pickled
 
-__all__ = ["Command", "CommandNames", "CommandPhase", "GenericCommand"]
+__all__ = ["BasicDetail", "Command", "CommandNames", "CommandPhase", "GenericCommand", "PickledCommand"]
 
 
 class CommandNames(str, Enum):
@@ -51,6 +53,11 @@ class Command(Message, kind=COMMANDS, gc=False, kw_only=True):
         """Its uuid."""
         return self.uuid
 
+    @classmethod
+    def from_name_string(cls, name: str) -> Any:
+        """The same as from_name()."""
+        return cls.from_name(name)
+
     def dispatch(self, now: bool = False) -> None:
         """Publish it: keven_dispatch_command(), or keven_dispatch_command_now()."""
         from keven_core.kafka.commands.logger import keven_dispatch_command, keven_dispatch_command_now
@@ -79,3 +86,7 @@ class GenericCommand(GenericMessage, Command, dict=True):
 
 COMMANDS.generic_class = GenericCommand
 COMMANDS.on_name = add_reports
+
+
+class PickledCommand(Pickled, Command):
+    """An old-style command whose content are the attributes of `details`, an object of its `detail_class`."""
