@@ -84,6 +84,7 @@ class _Logger(NativeLogger):
         self._encoder: Any = None
         self._standing_in: Any = None
         self._stood_in = [0, 0]  # produced and received by a stand-in
+        self._stood_in_error: Any = None  # what it has reported last
 
     # --- what NativeLogger asks for ----------------------------------------------------------------------------------
 
@@ -148,7 +149,10 @@ class _Logger(NativeLogger):
         producer.produce(topic, value, on_delivery=self._stand_in_delivered, **given)
 
     def _stand_in_delivered(self, error: Any, message: Any) -> None:
-        self._stood_in[1] += error is None
+        if error is None:
+            self._stood_in[1] += 1
+        else:
+            self._stood_in_error = error
 
     # --- the producer, replaceable -----------------------------------------------------------------------------------
 
@@ -212,6 +216,13 @@ class KafkaLogger(_Logger):
         self._deadlines: dict[asyncio.AbstractEventLoop, _Deadlines] = {}
         # By process: what is written through `producer`.
         self._through_producer: dict[int, DeliveryAccount] = {}
+
+    def _stand_in_for(self, producer: Any, topic: str, *message: Any) -> None:
+        self._stood_in_error = None
+        super()._stand_in_for(producer, topic, *message)
+        producer.flush(self.timeout)
+        if self._stood_in_error is not None:
+            raise DeliveryError(f"a message to {topic} was not delivered: {self._stood_in_error}", failed_count=1)
 
     def _new_account(self, **options: Any) -> DeliveryAccount:
         # Whoever awaits a message is told of its failure.

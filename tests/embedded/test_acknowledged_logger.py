@@ -500,6 +500,10 @@ def test_a_stand_in_answers_at_once(make: Callable[..., KafkaLogger]) -> None:
     asyncio.run(log.alog(b"4", key="k"))
     assert [value for _, value, _ in stand_in.produced] == [b"1", b"2", b"3", b"4"]
     assert stand_in.produced[-1][2] == {"key": b"k"}
+    assert stand_in.flushed == [log.timeout] * 4
+    stand_in.error = "no such topic"
+    with pytest.raises(DeliveryError, match=r"was not delivered: no such topic"):
+        log.log(b"5")
 
 
 class StandIn:
@@ -508,10 +512,11 @@ class StandIn:
     def __init__(self) -> None:
         self.produced: list[tuple[str, bytes | None, dict[str, Any]]] = []
         self.flushed: list[float] = []
+        self.error: str | None = None
 
     def produce(self, topic: str, value: bytes | None, *, on_delivery: Any, **more: Any) -> None:
         self.produced.append((topic, value, more))
-        on_delivery(None, None)
+        on_delivery(self.error, None)
 
     def flush(self, timeout: float) -> int:
         self.flushed.append(timeout)
