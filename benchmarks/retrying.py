@@ -2,9 +2,9 @@
 
     python -m benchmarks.retrying [--messages N] [--rounds N] [--quick] [--json P] [--svg P]
 
-One of 100 events fails the first time that it is handled, and is copied to the retry topic. Counted are the others, from
-the first to the last, against a server of the same settings without failures. "later": what has failed is due after the
-run, so it is copied and held; "at once": it is due after 0.1 s, so attempts are made between the new ones.
+One of 100 events fails the first time that it is handled, and is copied to the retry topic. Counted are the others,
+from the first to the last, against a server of the same settings without failures. "later": what has failed is due
+after the run, so it is copied and held; "at once": it is due after 0.1 s, so attempts are made between the new ones.
 """
 
 from __future__ import annotations
