@@ -241,20 +241,22 @@ class KafkaLogger(_Logger):
                 self._settle(account, f"{account.pending} message(s)")
         return account.delivered
 
-    def log_each(self, data: Iterable[tuple[object, str | None]]) -> list[tuple[Exception | None] | None]:
-        """Send (message, topic) pairs together, in order, and wait; for each None, or its error in a tuple.
+    def log_each(
+        self, data: Iterable[tuple[object, str | None, bytes | None]]
+    ) -> list[tuple[Exception | None] | None]:
+        """Send (message, topic, key) entries together, in order, and wait; for each None, or its error in a tuple.
 
         After one that is refused before it is sent the others are not tried: their error is None. Blocks up to
         `timeout` seconds for all of them.
         """
         sent: list[DeliveryAccount | None] = []
         found: list[tuple[Exception | None] | None] = []
-        pairs = list(data)
+        entries = list(data)
         refusal: Exception | None = None
-        for entry, topic in pairs:
+        for entry, topic, key in entries:
             account = self._new_account(keep_failures=1, raises=True)
             try:
-                sent.append(account if self.submit(entry, topic, deliveries=account) else None)
+                sent.append(account if self.submit(entry, topic, key=key, deliveries=account) else None)
             except Exception as error:
                 refusal = error
                 break
@@ -267,7 +269,7 @@ class KafkaLogger(_Logger):
             except Exception as error:
                 found.append((error,))
         if refusal is not None:
-            found += [(refusal,), *[(None,)] * (len(pairs) - len(sent) - 1)]
+            found += [(refusal,), *[(None,)] * (len(entries) - len(sent) - 1)]
         return found
 
     def _settle(self, account: DeliveryAccount, what: str, timeout_s: float | None = None) -> None:

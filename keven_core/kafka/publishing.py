@@ -124,7 +124,7 @@ class MessagePublisher:
             return [
                 (message, error[0])
                 for message, error in zip(
-                    messages, log_each((message, self.topic_of(message)) for message in messages), strict=True
+                    messages, log_each((message, self.topic_of(message), None) for message in messages), strict=True
                 )
                 if error is not None
             ]
