@@ -94,6 +94,12 @@ class SessionOutbox(Outbox):
             ("after_transaction_end", self._on_end),
         ]
 
+    def add(self, message: Message) -> None:
+        """Have a message wait for the session's transaction, which begins here if nothing has begun it."""
+        if not self._session.in_transaction():
+            self._session.begin()
+        super().add(message)
+
     def _on_begin(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.nested:
             self._savepoints[transaction] = len(self.messages)
@@ -110,8 +116,11 @@ class SessionOutbox(Outbox):
             self._committed = True
 
     def _on_end(self, session: Session, transaction: SessionTransaction) -> None:
-        self._savepoints.pop(transaction, None)
-        if transaction.parent is not None or not self._committed:
+        # A savepoint ends before it is told that it was rolled back, so they are kept until here.
+        if transaction.parent is not None:
+            return
+        self._savepoints.clear()
+        if not self._committed:
             return
         # Only now: what is raised here leaves the session ready for its next transaction.
         self._committed = False
