@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import threading
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import (
@@ -86,7 +87,7 @@ class SessionOutbox(Outbox):
         self._table = table
         self._committed = False
         self._savepoints: dict[SessionTransaction, int] = {}
-        self._listeners = [
+        self._listeners: list[tuple[str, Callable[..., Any]]] = [
             ("after_transaction_create", self._on_begin),
             ("after_soft_rollback", self._on_rollback),
             ("before_commit", self._on_commit_due),
