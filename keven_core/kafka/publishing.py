@@ -8,8 +8,8 @@
 Where a message goes is decided by the context (contextvars) in which it is raised, so each thread and task has its own:
 
 1. In a handler (`delay_commands_and_events`) it waits in the outbox of the handler that runs.
-2. In an `outbox()` block it waits for the end of the block. A block within another, or within a handler, is as a savepoint
-   of SQL: when it ends well its messages join the outer one's; when it raises, only its own are dropped.
+2. In an `outbox()` block it waits for the end of the block. A block within another, or within a handler, is as a
+   savepoint of SQL: when it ends well its messages join the outer one's; when it raises, only its own are dropped.
 3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands.
 4. Else it goes out at once.
 
@@ -170,7 +170,7 @@ def set_publisher(kind: MessageKind, publisher: Any, *, everywhere: bool = False
 
 
 def clear_publishers(kind: MessageKind) -> None:
-    """Forget all publishers of a kind that were set, in every thread; the default one is made anew when it is needed."""
+    """Forget all publishers of a kind that were set, in every thread; the default is made anew when needed."""
     with _lock:
         _clearings[kind.noun] += 1
         _everywhere.pop(kind.noun, None)
@@ -513,11 +513,11 @@ class _Handling(Protocol):
 class HandlerOutbox(Outbox):
     """The outbox of whoever calls handlers, for one record after the other: made once, so that it costs nothing.
 
-    Whoever calls a handler looks into `messages` afterwards: send() when it has succeeded, drop() when it has failed. In
-    a server that is compiled code, which looks at the length of that list and no more.
+    Whoever calls a handler looks into `messages` afterwards: send() when it has succeeded, drop() when it has failed.
+    In a server that is compiled code, which looks at the length of that list and no more.
 
-    `source.handling` says whether a handler runs; None: it does. When none runs, messages go out at once: they come from
-    what a handler has left running. What such a thread or task raises while the next handler runs can't be told from
+    `source.handling` says whether a handler runs; None: it does. When none runs, messages go out at once: they come
+    from what a handler has left running. What such a thread or task raises while the next handler runs can't be told from
     that one's; what outlives its handler should have a context of its own.
     """
 

@@ -352,7 +352,9 @@ def test_a_flush_waits_for_the_broker_and_keeps_what_it_refused(cluster: Any, ki
 
 
 WAYS = pytest.mark.parametrize(
-    "options", [{}, {"order": "partition", "max_in_flight": 10}, {"order": "partition", "workers": 2}], ids=["plain", "flow", "threads"]
+    "options",
+    [{}, {"order": "partition", "max_in_flight": 10}, {"order": "partition", "workers": 2}],
+    ids=["plain", "flow", "threads"],
 )
 
 

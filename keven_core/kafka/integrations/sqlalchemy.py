@@ -152,8 +152,8 @@ def session_outbox(session: Any, table: Table | None = None) -> SessionOutbox:
         session: a Session, or an AsyncSession.
         table: an outbox_table(): they are written to it as part of the transaction; None: they are sent after it.
 
-    What a rolled back savepoint has raised is dropped alone. What is not committed when the block ends is dropped. Without
-    a table commit() waits for the acknowledgements (in an AsyncSession the loop waits too) and raises PublishError when
+    What a rolled back savepoint has raised is dropped alone. What is not committed when the block ends is dropped.
+    Without a table commit() waits for the acknowledgements (in an AsyncSession the loop waits too) and raises PublishError when
     some were not sent: the transaction stands, and `messages` of the outbox has them for flush().
     """
     return SessionOutbox(getattr(session, "sync_session", session), table)
