@@ -35,10 +35,13 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    and_,
     delete,
     event,
     func,
     insert,
+    not_,
+    or_,
     select,
 )
 from sqlalchemy.orm import Session, SessionTransaction
@@ -52,6 +55,9 @@ from keven_core.kafka.publishing import Outbox
 __all__ = ["Relay", "SessionOutbox", "outbox_table", "session_outbox", "write_messages"]
 
 logger = logging.getLogger("keven_core.kafka")
+
+# Between two attempts of a relay whose messages are refused.
+_LONGEST_PAUSE_S = 30.0
 
 
 def outbox_table(metadata: MetaData, name: str = "keven_outbox", schema: str | None = None) -> Table:
@@ -163,7 +169,8 @@ class Relay:
     """Sends what stands in an outbox table to Kafka, and deletes what is acknowledged.
 
     At least once: what was sent when it died is sent again by the next one. In the order of the rows: messages of one
-    key stay in order, also when one of them is refused (those behind it are sent again after it). Several relays may
+    key stay in order, also when one of them is refused: those behind it wait, and what was sent together with it is sent
+    again after it. Messages of other keys go on, and so do those that have no key. Several relays may
     run: on PostgreSQL one of them works at a time and another takes over when it ends (an advisory lock, which goes
     with its connection); on other databases see to it that there is only one.
 
@@ -191,17 +198,22 @@ class Relay:
         self._logger = logger if logger is not None else KafkaLogger()
         self._batch_count = batch_count
         self._poll_interval_s = poll_interval_s
+        self._stuck: set[tuple[str, bytes]] = set()  # topics and keys of which a message was refused
 
     def run(self, stop: threading.Event) -> None:
         """Send what comes, until `stop` is set. Blocks. Raises what the database raises; Kafka's errors are logged."""
+        pause_s = self._poll_interval_s
         while not stop.is_set():
             try:
                 sent = self.run_once()
             except PublishError as error:
                 logger.error("%s", error)
-                sent = 0
+                stop.wait(pause_s)
+                pause_s = min(_LONGEST_PAUSE_S, 2 * pause_s)
+                continue
+            pause_s = self._poll_interval_s
             if sent == 0:
-                stop.wait(self._poll_interval_s)
+                stop.wait(pause_s)
 
     def run_once(self) -> int:
         """Send one batch and delete it; returns how many rows. 0: there are none, or another relay is at work.
@@ -212,19 +224,19 @@ class Relay:
         with self._engine.begin() as connection:
             if not self._take_lock(connection):
                 return 0
-            rows = connection.execute(select(table).order_by(table.c.id).limit(self._batch_count)).all()
+            rows = self._next_rows(connection)
             if not rows:
                 return 0
-            answers = self._logger.log_each((row.value, row.topic, row.key) for row in rows)
-            stuck: set[Any] = set()  # keys of which a message was not sent
+            answers = self._logger.log_each(((row.value, row.topic, row.key) for row in rows), go_on=True)
             done: list[int] = []
             failed: list[tuple[Any, Exception | None]] = []
+            self._stuck.clear()
             for row, answer in zip(rows, answers, strict=True):
-                lane = (row.topic, row.key)
                 if answer is not None:
                     failed.append((row, answer[0]))
-                    stuck.add(lane)
-                elif lane not in stuck:
+                    if row.key is not None:
+                        self._stuck.add((row.topic, row.key))
+                elif (row.topic, row.key) not in self._stuck:
                     done.append(row.id)
             if done:
                 connection.execute(delete(table).where(table.c.id.in_(done)))
@@ -236,6 +248,17 @@ class Relay:
                 [row.id for row, _ in failed],
             ) from cause
         return len(done)
+
+    def _next_rows(self, connection: Any) -> list[Any]:
+        """The next batch; of topics and keys that are stuck only the first row."""
+        columns = self._table.c
+        query = select(self._table).order_by(columns.id)
+        lanes = [and_(columns.topic == topic, columns.key == key) for topic, key in self._stuck]
+        rows: list[Any] = [row for lane in lanes for row in connection.execute(query.where(lane).limit(1))]
+        # A row without a key is of no such lane: NULL would make the condition NULL.
+        others = query.where(or_(columns.key.is_(None), not_(or_(*lanes)))) if lanes else query
+        rows += connection.execute(others.limit(self._batch_count))
+        return sorted(rows, key=lambda row: row.id)
 
     def _take_lock(self, connection: Any) -> bool:
         """Whether this relay is the one that works, until its transaction ends."""
