@@ -252,34 +252,37 @@ class KafkaLogger(_Logger):
                 self._settle(account, f"{account.pending} message(s)")
         return account.delivered
 
-    def log_each(self, data: Iterable[tuple[object, str | None]]) -> list[tuple[Exception | None] | None]:
-        """Send (message, topic) pairs together, in order, and wait; for each None, or its error in a tuple.
+    def log_each(
+        self, data: Iterable[tuple[object, str | None, bytes | None]], *, go_on: bool = False
+    ) -> list[tuple[Exception | None] | None]:
+        """Send (message, topic, key) entries together, in order, and wait; for each None, or its error in a tuple.
 
-        After one that is refused before it is sent the others are not tried: their error is None. Blocks up to
-        `timeout` seconds for all of them.
+        After one that is refused before it is sent the others are tried only with `go_on`; else their error is None.
+        Blocks up to `timeout` seconds for all of them.
         """
-        sent: list[DeliveryAccount | None] = []
+        sent: list[DeliveryAccount | Exception | None] = []
         found: list[tuple[Exception | None] | None] = []
-        pairs = list(data)
-        refusal: Exception | None = None
-        for entry, topic in pairs:
+        entries = list(data)
+        for entry, topic, key in entries:
             account = self._new_account(keep_failures=1, raises=True)
             try:
-                sent.append(account if self.submit(entry, topic, deliveries=account) else None)
+                sent.append(account if self.submit(entry, topic, key=key, deliveries=account) else None)
             except Exception as error:
-                refusal = error
-                break
+                sent.append(error)
+                if not go_on:
+                    break
         deadline = time.monotonic() + self.timeout
         for waited in sent:
+            if isinstance(waited, Exception):
+                found.append((waited,))
+                continue
             try:
                 if waited is not None:
                     self._settle(waited, "the message", max(0.0, deadline - time.monotonic()))
                 found.append(None)
             except Exception as error:
                 found.append((error,))
-        if refusal is not None:
-            found += [(refusal,), *[(None,)] * (len(pairs) - len(sent) - 1)]
-        return found
+        return found + [(None,)] * (len(entries) - len(sent))
 
     def _settle(self, account: DeliveryAccount, what: str, timeout_s: float | None = None) -> None:
         answered = self._await(account, self.timeout if timeout_s is None else timeout_s)

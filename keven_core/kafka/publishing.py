@@ -8,8 +8,8 @@
 Where a message goes is decided by the context (contextvars) in which it is raised, so each thread and task has its own:
 
 1. In a handler (`delay_commands_and_events`) it waits in the outbox of the handler that runs.
-2. In an `outbox()` block it waits for the end of the block. A block within another, or within a handler, is as a savepoint
-   of SQL: when it ends well its messages join the outer one's; when it raises, only its own are dropped.
+2. In an `outbox()` block it waits for the end of the block. A block within another, or within a handler, is as a
+   savepoint of SQL: when it ends well its messages join the outer one's; when it raises, only its own are dropped.
 3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands.
 4. Else it goes out at once.
 
@@ -124,7 +124,7 @@ class MessagePublisher:
             return [
                 (message, error[0])
                 for message, error in zip(
-                    messages, log_each((message, self.topic_of(message)) for message in messages), strict=True
+                    messages, log_each((message, self.topic_of(message), None) for message in messages), strict=True
                 )
                 if error is not None
             ]
@@ -170,7 +170,7 @@ def set_publisher(kind: MessageKind, publisher: Any, *, everywhere: bool = False
 
 
 def clear_publishers(kind: MessageKind) -> None:
-    """Forget all publishers of a kind that were set, in every thread; the default one is made anew when it is needed."""
+    """Forget all publishers of a kind that were set, in every thread; the default is made anew when needed."""
     with _lock:
         _clearings[kind.noun] += 1
         _everywhere.pop(kind.noun, None)
@@ -227,8 +227,9 @@ class Outbox:
 
     def collecting(self) -> Outbox | None:
         """The outbox that takes messages for this one: itself, or when its block has ended, what encloses it."""
-        if self._open:
-            return self
+        return self if self._open else self._enclosing()
+
+    def _enclosing(self) -> Outbox | None:
         return None if self._before is None else self._before.outbox.collecting()
 
     def add(self, message: Message) -> None:
@@ -244,7 +245,7 @@ class Outbox:
         """
         with self._lock:
             waiting = [message for message in self.messages if kind is None or message.kind is kind]
-            sent = 0
+            sent: set[int] = set()
             wait = not _in_handler()
             for of_kind, group in itertools.groupby(waiting, lambda message: message.kind):
                 messages = list(group)
@@ -253,10 +254,12 @@ class Outbox:
                 for message in messages:
                     if id(message) not in kept:
                         self._take_out(message)
-                        sent += 1
+                        sent.add(id(message))
                 if unsent:
-                    raise _publish_error(sent, len(waiting), unsent, waiting)
-            return sent
+                    cause = next(error for _, error in unsent if error is not None)
+                    left = [message for message in waiting if id(message) not in sent]
+                    raise _publish_error(left, len(waiting), cause) from cause
+            return len(waiting)
 
     def _publish(self, kind: MessageKind, messages: list[Message], wait: bool) -> Unsent:
         publisher = last_publisher(kind, acknowledged=wait)
@@ -280,9 +283,8 @@ class Outbox:
 
     def _outer(self) -> _Place | None:
         """Where the messages go when the block ends well: the enclosing outbox that is open."""
-        place = self._before
-        target = None if place is None else place.outbox.collecting()
-        return None if place is None or target is None else _Place(target, place.kinds)
+        target = self._enclosing()
+        return None if self._before is None or target is None else _Place(target, self._before.kinds)
 
     def send(self) -> None:
         """Hand what waits on to the enclosing outbox; send what that does not take. Raises as flush()."""
@@ -361,21 +363,11 @@ def _in_handler() -> bool:
     return native is not None and native._scope.get() is not None
 
 
-def _publish_error(sent: int, count: int, unsent: Unsent, waiting: list[Message]) -> PublishError:
-    failures = [(message, error) for message, error in unsent if error is not None]
-    first, cause = failures[0]
-    name = getattr(first, first.kind.name_field)
-    lost = {id(message) for message, _ in unsent}
-    tried = next(position for position, message in enumerate(waiting) if message is first)
-    rest = [message for message in waiting[tried:] if id(message) in lost or message.kind is not first.kind]
-    names = ", ".join(dict.fromkeys(getattr(message, message.kind.name_field) for message in rest))
-    error = PublishError(
-        f"{count - sent} of {count} message(s) were not sent and are kept in the outbox ({names[:300]}); the first, "
-        f"{name}: {cause}",
-        rest,
+def _publish_error(left: list[Message], count: int, cause: Exception) -> PublishError:
+    names = ", ".join(dict.fromkeys(getattr(message, message.kind.name_field) for message in left))
+    return PublishError(
+        f"{len(left)} of {count} message(s) were not sent and are kept in the outbox ({names[:300]}): {cause}", left
     )
-    error.__cause__ = cause
-    return error
 
 
 # --- what the doors of events and commands share ---------------------------------------------------------------------
@@ -513,11 +505,11 @@ class _Handling(Protocol):
 class HandlerOutbox(Outbox):
     """The outbox of whoever calls handlers, for one record after the other: made once, so that it costs nothing.
 
-    Whoever calls a handler looks into `messages` afterwards: send() when it has succeeded, drop() when it has failed. In
-    a server that is compiled code, which looks at the length of that list and no more.
+    Whoever calls a handler looks into `messages` afterwards: send() when it has succeeded, drop() when it has failed.
+    In a server that is compiled code, which looks at the length of that list and no more.
 
-    `source.handling` says whether a handler runs; None: it does. When none runs, messages go out at once: they come from
-    what a handler has left running. What such a thread or task raises while the next handler runs can't be told from
+    `source.handling` says whether a handler runs; None: it does. When none runs, messages go out at once: they come
+    from what a handler has left running. What such a thread or task raises while the next handler runs can't be told from
     that one's; what outlives its handler should have a context of its own.
     """
 
@@ -528,9 +520,8 @@ class HandlerOutbox(Outbox):
 
     def collecting(self) -> Outbox | None:
         """Itself, while a handler runs whose messages are to wait."""
-        if not self._open or (self._source is not None and not self._source.handling):
-            return super().collecting() if not self._open else None
-        return self if self._delays else (None if self._before is None else self._before.outbox.collecting())
+        runs = self._source is None or self._source.handling
+        return self if self._open and self._delays and runs else self._enclosing()
 
     def enter(self) -> None:
         """Collect in this context from now on; for a context that belongs to a server."""

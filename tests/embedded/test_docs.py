@@ -113,6 +113,18 @@ def test_codec_examples_run(embedded_kafka, tmp_path):
     assert (values(embedded_kafka, "keven_events_order_placed")[2] or b"").startswith(b"\n\x0cORDER_PLACED")
 
 
+def test_publishing_examples_run(embedded_kafka, tmp_path):
+    for topic in ("keven_events_order_paid", "keven_commands_send_receipt"):
+        embedded_kafka.create_topic(topic)
+    environment = {**os.environ, "KAFKA": embedded_kafka.bootstrap_servers, "KEVEN_CREATE_TOPICS": "false"}
+    blocks = python_blocks("docs/publishing.md")
+    assert len(blocks) == 2
+    said = run(tmp_path / "publishing.py", "\n".join(code for _, code in blocks), environment)
+    assert "1 sent by the relay" in said
+    assert len(values(embedded_kafka, "keven_events_order_paid")) == 4
+    assert len(values(embedded_kafka, "keven_commands_send_receipt")) == 1
+
+
 def run(script: Path, code: str, environment: dict[str, str]) -> str:
     script.write_text(code)
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=90)

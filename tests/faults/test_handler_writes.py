@@ -44,6 +44,7 @@ COPIER = '''
 import json, logging, os, sys
 from keven_core.kafka import Event, EventHandler, KafkaBatchLogger, KafkaLogger, current_record
 from keven_core.kafka.errors import DeliveryError
+from keven_core.kafka.events.logger import keven_log_event, keven_set_publisher
 from keven_core.kafka.events.server import start_events_receiver_server
 
 options = json.loads(sys.argv[1])
@@ -63,8 +64,28 @@ class Load(Event):
     id: int
 
 
+class Copied(Event):
+    event_name = "COPIED"
+    id: int
+    place: str
+
+
+class ToOut:
+    def log_event(self, event, topic=None):
+        copies.log(b"%d" % event.id, key=event.place)
+
+
+keven_set_publisher(ToOut())
+
+
 def copy(event):
     record = current_record()
+    if options["raises"]:
+        keven_log_event(Copied(id=event.id, place=f"{record.partition}-{record.offset}"))
+        if event.id % 7 == 3:
+            raise ValueError("the event that it has raised must not go out")
+        os.write(1, b"%d %d\\n" % (record.partition, record.offset))
+        return
     value = b"%d" % event.id + options["padding"].encode() * (event.id in options["large"])
     if not options["waits"]:
         copies.log(value, key=b"%d-%d" % (record.partition, record.offset))
@@ -116,6 +137,7 @@ class Copier:
         large: tuple[int, ...] = (),
         padding: str = "",
         waits: bool = False,
+        raises: bool = False,
         static: bool = True,
         linger_ms: int = 300,
         **environ: str,
@@ -128,6 +150,7 @@ class Copier:
             "large": large,
             "padding": padding,
             "waits": waits,
+            "raises": raises,
         }
         env = {
             "KEVEN_RDKAFKA_OPTIONS": single_member_options(services, protocol, static=static),
@@ -246,6 +269,22 @@ def test_kill_9(
     last.stop()
     assert broker.committed() == load.ends()
     assert broker.lost() == []
+
+
+def test_kill_9_of_a_handler_that_raises_events(
+    own_kafka: RealKafka, own_services: Services, own_topic: str, own_make_topic: Callable[..., str]
+) -> None:
+    """An event goes out for each record that was handled, and for none that has failed."""
+    out = own_make_topic(PARTITIONS, suffix="-out")
+    broker = Broker(own_kafka, own_topic, out)
+    load, lost = killed_under_load(broker, own_kafka, own_services, out, raises=True)
+    handled = {key: {b"%d" % number} for key, number in load.acknowledged.items() if number % 7 != 3}
+    assert [key for key in lost if key in handled] == []
+    last = Copier(own_services, "last", out, raises=True).service
+    wait_until(lambda: set(handled) <= set(broker.copies()), "everything is copied")
+    wait_until(lambda: broker.committed() == load.ends(), "all is committed")
+    last.stop()
+    assert broker.copies() == handled
 
 
 def test_the_oracle_finds_a_commit_before_the_copy(
