@@ -222,7 +222,7 @@ class ProtobufEnvelopeCodec:
         self._number = fields["created"].type == _DOUBLE and isinstance(empty.created, float)
         if not (self._timestamp or self._number or isinstance(empty.created, str)):
             raise ConfigurationError(
-                f"{where}.created has to be a single string, double or {_TIMESTAMP}; write a Codec of your own for others"
+                f"{where}.created has to be a single string, double or {_TIMESTAMP}; others need a Codec of your own"
             )
 
     def __repr__(self) -> str:

@@ -224,24 +224,26 @@ ENVELOPE_FIELDS = tuple(Message.__struct_fields__)
 _PAYLOAD = "payload"
 
 
-def envelope_decoder(kind: MessageKind, name: str) -> Callable[[str, dict[str, Any], bytes], Any]:
+def envelope_decoder(kind: MessageKind, name: str | None) -> Callable[[str, dict[str, Any], bytes], Any]:
     """A function that makes a message of what a codec has read: its name, fields of the envelope, payload.
 
-    It gives an object of the name's class: with a method `parse_payload`, which gets the payload as it is; else the
-    payload is the JSON of its own fields. Without a class it is a generic message. Raises what decoding raises.
+    It gives an object of the class of `name`: with a method `parse_payload`, which gets the payload as it is; else the
+    payload is the JSON of its own fields. Without a class it is a generic message; `name` None: under whatever name was
+    read. Raises what decoding raises.
     """
     from keven_core._native.dispatch import check_nesting
 
-    cls = kind.classes.get(name)
+    cls = kind.classes.get(name) if name is not None else None
     if cls is None:
 
-        def decode_generic(name: str, fields: dict[str, Any], payload: bytes) -> Any:
-            return _generic(kind, {**_own_fields(payload, check_nesting), **fields, kind.name_field: name}, None)
+        def decode_generic(found: str, fields: dict[str, Any], payload: bytes) -> Any:
+            own = _own_fields(payload, check_nesting)
+            return _generic(kind, {**own, **fields, kind.name_field: name or found}, None)
 
         return decode_generic
     if hasattr(cls, "parse_payload"):
 
-        def parse(name: str, fields: dict[str, Any], payload: bytes) -> Any:
+        def parse(found: str, fields: dict[str, Any], payload: bytes) -> Any:
             message = cls()
             for field, value in fields.items():
                 setattr(message, field, value)
@@ -253,7 +255,7 @@ def envelope_decoder(kind: MessageKind, name: str) -> Callable[[str, dict[str, A
     encode = msgspec.json.Encoder().encode
     opening = b'{"' + kind.name_field.encode() + b'":' + encode(name)
 
-    def decode_typed(name: str, fields: dict[str, Any], payload: bytes) -> Any:
+    def decode_typed(found: str, fields: dict[str, Any], payload: bytes) -> Any:
         # Put together as our own flat JSON, the envelope's fields last, so that they count; it is read once, by the
         # decoder that JSON has. What is malformed stays so: its braces would have to match in what it becomes.
         own = payload.strip()

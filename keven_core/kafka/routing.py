@@ -305,7 +305,7 @@ def build_table(
             handler,
             decode_json=decode_json,
             decode_msgpack=decode_msgpack,
-            decode_envelope=envelope_decoder(kind, "*"),
+            decode_envelope=envelope_decoder(kind, None),
             is_async=is_async(handler),
         )
     return _make_table(kind, routes, bound, unnamed, max_payload_bytes)
