@@ -328,6 +328,34 @@ def test_events_both_ways(created: str) -> None:
     assert (result.outcome, result.error) == ("done", None)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), created=st.sampled_from(["string", "google.protobuf.Timestamp"]))
+def test_typed_events_come_back_from_every_codec(data: Any, created: str) -> None:
+    with codecs.isolated(), EventHandler.kind_of().isolated():
+        cls = placed_class()
+        register_codec(ProtobufEnvelopeCodec(CLASSES[created]))
+        order = data.draw(
+            st.builds(
+                cls,
+                order_id=st.integers(-(2**63), 2**63 - 1),
+                customer=texts(),
+                lines=st.lists(st.dictionaries(texts(), st.none() | st.booleans() | texts()), max_size=3),
+                when=st.none() | moments,
+                blob=st.binary(max_size=20),
+                uuid=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20),
+                originator=texts(),
+                namespace=texts(),
+                source_command_uuid=st.none() | st.text(st.characters(codec="utf-8"), min_size=1),
+                created=moments,
+                is_audit_event=st.booleans(),
+            )
+        )
+        table = build_table(EventHandler)
+        for codec in ("json", "msgpack", "protobuf"):
+            for topic in ("keven_events", "keven_events_order_placed"):
+                assert table.resolve(order.serialize(codec), topic)[1] == order
+
+
 def test_a_payload_as_text_and_fields_of_its_own() -> None:
     cls = envelope_class(payload="string", more=("added_later",))
     register_codec(ProtobufEnvelopeCodec(cls))
