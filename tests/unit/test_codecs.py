@@ -23,7 +23,7 @@ from keven_core.kafka.commands import Command
 from keven_core.kafka.config import Settings
 from keven_core.kafka.deadletter import dead_letter_headers
 from keven_core.kafka.errors import ConfigurationError, RegistrationError, UndecodableError, UsageError
-from keven_core.kafka.events.event import Event, GenericEvent
+from keven_core.kafka.events.event import Event, GenericEvent, PickledEvent
 from keven_core.kafka.events.runner import EventRunner
 from keven_core.kafka.redrive import Letter
 from keven_core.kafka.routing import build_table
@@ -460,15 +460,21 @@ def test_events_without_a_class_are_generic() -> None:
 
 
 def test_a_class_that_parses_its_payload_gets_it_as_it_is() -> None:
-    class StockChanged(Event, dict=True):
+    class StockChanged(Event):
         event_name = "STOCK_CHANGED"
 
-        def serialize_payload(self) -> str:
-            return f"{self.article}:{self.change}"  # type: ignore[attr-defined]
+        def __init__(self, article: str | None = None, change: int = 0) -> None:
+            super().__init__(originator="init")
+            self.article = article
+            self.change = change
 
-        def parse_payload(self, payload: bytes) -> None:
-            article, change = payload.decode().split(":")
-            vars(self).update(article=article, change=int(change))
+        def serialize_payload(self) -> str:
+            return f"{self.article}:{self.change}"
+
+        def parse_payload(self, payload: Any) -> None:
+            text = payload.decode() if isinstance(payload, bytes) else payload
+            self.article, change = text.split(":")
+            self.change = int(change)
 
     event_handler("STOCK_CHANGED")(lambda event: None)
     cls = CLASSES["double"]
@@ -476,9 +482,41 @@ def test_a_class_that_parses_its_payload_gets_it_as_it_is() -> None:
     event = resolve(cls(name="STOCK_CHANGED", uuid="u", namespace="eu", payload=b"screw:-3").SerializeToString())
     assert (event.article, event.change, event.uuid, event.namespace) == ("screw", -3, "u", "eu")
     again = cls.FromString(event.serialize("protobuf"))
-    assert (again.payload, again.uuid) == (b"screw:-3", "u")
+    assert (again.payload, again.uuid, again.originator) == (b"screw:-3", "u", "init")
+    found = Event.from_bytes(event.serialize("protobuf"))
+    assert (found.article, found.change, found.created) == ("screw", -3, event.created)
+    assert found.serialize("json") == event.serialize("json")
     with pytest.raises(UndecodableError, match=r"^protobuf: STOCK_CHANGED: ValueError: not enough values"):
         resolve(cls(name="STOCK_CHANGED", payload=b"screw").SerializeToString())
+
+
+def test_pickled_details_are_the_payload() -> None:
+    class PaymentReceived(PickledEvent):
+        event_name = "PAYMENT_RECEIVED"
+
+    event_handler("PAYMENT_RECEIVED")(lambda event: None)
+    cls = CLASSES["string"]
+    register_codec(ProtobufEnvelopeCodec(cls))
+    event = PaymentReceived()
+    event.details.amount = 5
+    value = event.serialize("protobuf")
+    assert json.loads(cls.FromString(value).payload) == {"amount": 5}
+    found = resolve(value)
+    assert (type(found), found.details.amount, found.uuid) == (PaymentReceived, 5, event.uuid)
+    broken = cls(name="PAYMENT_RECEIVED", payload=b"\x80\x04cos\nsystem\n(S'true'\ntR.").SerializeToString()
+    with pytest.raises(UndecodableError):  # it is never unpickled
+        resolve(broken)
+
+
+def test_from_bytes_reads_codecs_too() -> None:
+    cls = CLASSES["string"]
+    order = placed_class()(order_id=1)
+    other = cls(name="OTHER", payload=b'{"a":1}').SerializeToString()
+    with pytest.raises(UndecodableError, match="neither a JSON nor a MessagePack object"):
+        Event.from_bytes(other)
+    register_codec(ProtobufEnvelopeCodec(cls))
+    assert Event.from_bytes(order.serialize("protobuf")) == order
+    assert Event.from_bytes(other).fields == {"a": 1}
 
 
 def test_what_a_class_cant_hold_is_the_callers_error() -> None:

@@ -532,6 +532,8 @@ cdef class DispatchTable:
         cdef Route route
         if self.codec_of is None or self.everything is not None:
             return None
+        if topic is None:
+            return self.codec_of(None)
         if topic not in self.codecs:
             route = self.bound.get(topic)
             foreign = route is not None and route.decode_envelope is None
