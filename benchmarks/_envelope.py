@@ -1,14 +1,14 @@
 """The protobuf envelope of the codec benchmark, generated here as protoc would, without it:
 
-    message Envelope {
-      string name = 1;
-      string namespace = 2;
-      string originator = 3;
-      google.protobuf.Timestamp created = 4;
-      string uuid = 5;
-      string source_command_uuid = 6;
-      bytes payload = 7;
-    }
+message Envelope {
+  string name = 1;
+  string namespace = 2;
+  string originator = 3;
+  google.protobuf.Timestamp created = 4;
+  string uuid = 5;
+  string source_command_uuid = 6;
+  bytes payload = 7;
+}
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class Codec(Protocol):
         lacks are left out. An empty name stands for the one that the topic is bound to. Whatever it raises makes the
         record undecodable: it is dead-lettered.
 
-        The payload of a typed event is the JSON object of its own fields, or empty; a class with a method
-        `parse_payload` is given the bytes as they are.
+        The payload of a typed event is the JSON object of its own fields, or empty; an old-style class gets the bytes
+        as they are in parse_payload().
         """
 
     def encode(self, name: str, fields: dict[str, Any], payload: bytes) -> bytes:
@@ -222,7 +222,7 @@ class ProtobufEnvelopeCodec:
         self._number = fields["created"].type == _DOUBLE and isinstance(empty.created, float)
         if not (self._timestamp or self._number or isinstance(empty.created, str)):
             raise ConfigurationError(
-                f"{where}.created has to be a single string, double or {_TIMESTAMP}; write a Codec of your own for others"
+                f"{where}.created has to be a single string, double or {_TIMESTAMP}; others need a Codec of your own"
             )
 
     def __repr__(self) -> str:

@@ -24,6 +24,7 @@ from keven_core._native.logger import NativeLogger
 from keven_core._native.producer import DeliveryAccount
 from keven_core.kafka._producers import SharedProducer, shared_producer
 from keven_core.kafka._spilling import BATCH_RECORDS, Spilling, is_passing
+from keven_core.kafka.codecs import BUILT_IN
 from keven_core.kafka.config import Settings
 from keven_core.kafka.envelope import key_function
 from keven_core.kafka.errors import (
@@ -114,7 +115,7 @@ class _Logger(NativeLogger):
             return None, None, None
         codec = self._read_settings().codec
         kind, name = cls.kind, getattr(cls, cls.kind.name_field)
-        own_serialize = cls.serialize is not Message.serialize or not name
+        own_serialize = cls.serialize is not Message.serialize or not name or codec not in BUILT_IN
         return (
             kind.topic_of(name) if name else lambda message: kind.topic_of(getattr(message, kind.name_field)),
             key_function(cls),

@@ -15,7 +15,7 @@ from keven_core.kafka.envelope import MessageMeta, dataclass_transform
 from keven_core.kafka.errors import KevenError, UndecodableError, UsageError
 from keven_core.kafka.kinds import MessageKind
 
-__all__ = ["GenericMessage", "Message", "decoders_of", "envelope_decoder", "generic_decoders", "take_apart"]
+__all__ = ["GenericMessage", "Message", "decoders_of", "encode_by", "envelope_decoder", "generic_decoders"]
 
 
 def _new_uuid() -> str:
@@ -65,7 +65,7 @@ class Message(msgspec.Struct, metaclass=MessageMeta, gc=False, kw_only=True):
         if not getattr(self, kind.name_field):
             raise UsageError(f"{type(self).__qualname__} has no {kind.name_field}, so nobody could tell what it is")
         if codec not in BUILT_IN:
-            return _encode_by(codec, self)
+            return encode_by(codec, self)
         return msgspec.msgpack.encode(self) if codec == "msgpack" else msgspec.json.encode(self)
 
     @classmethod
@@ -153,7 +153,7 @@ class GenericMessage:
     def serialize(self, codec: str = "json") -> bytes:
         """The message as it goes over the wire, with every field that it came with; `codec` is as of other messages."""
         if codec not in BUILT_IN:
-            return _encode_by(codec, self)
+            return encode_by(codec, self)
         name_field = self.kind.name_field
         own = {name: getattr(self, name) for name in _envelope_of(self.kind).__struct_fields__ if name != name_field}
         flat = {name_field: getattr(self, name_field), **own, **self.fields}
@@ -224,25 +224,27 @@ ENVELOPE_FIELDS = tuple(Message.__struct_fields__)
 _PAYLOAD = "payload"
 
 
-def envelope_decoder(kind: MessageKind, name: str) -> Callable[[str, dict[str, Any], bytes], Any]:
+def envelope_decoder(kind: MessageKind, name: str | None) -> Callable[[str, dict[str, Any], bytes], Any]:
     """A function that makes a message of what a codec has read: its name, fields of the envelope, payload.
 
-    It gives an object of the name's class: with a method `parse_payload`, which gets the payload as it is; else the
-    payload is the JSON of its own fields. Without a class it is a generic message. Raises what decoding raises.
+    It gives an object of the class of `name`. An old-style one parses the payload, which it gets as bytes; else that is
+    the JSON of its own fields. Without a class it is a generic message; `name` None: under whatever name was read.
+    Raises what decoding raises.
     """
     from keven_core._native.dispatch import check_nesting
 
-    cls = kind.classes.get(name)
+    cls = kind.classes.get(name) if name is not None else None
     if cls is None:
 
-        def decode_generic(name: str, fields: dict[str, Any], payload: bytes) -> Any:
-            return _generic(kind, {**_own_fields(payload, check_nesting), **fields, kind.name_field: name}, None)
+        def decode_generic(found: str, fields: dict[str, Any], payload: bytes) -> Any:
+            own = _own_fields(payload, check_nesting)
+            return _generic(kind, {**own, **fields, kind.name_field: name or found}, None)
 
         return decode_generic
-    if hasattr(cls, "parse_payload"):
+    if cls.is_old_style:
 
-        def parse(name: str, fields: dict[str, Any], payload: bytes) -> Any:
-            message = cls()
+        def parse(found: str, fields: dict[str, Any], payload: bytes) -> Any:
+            message = cls.blank()
             for field, value in fields.items():
                 setattr(message, field, value)
             message.parse_payload(payload)
@@ -253,7 +255,7 @@ def envelope_decoder(kind: MessageKind, name: str) -> Callable[[str, dict[str, A
     encode = msgspec.json.Encoder().encode
     opening = b'{"' + kind.name_field.encode() + b'":' + encode(name)
 
-    def decode_typed(name: str, fields: dict[str, Any], payload: bytes) -> Any:
+    def decode_typed(found: str, fields: dict[str, Any], payload: bytes) -> Any:
         # Put together as our own flat JSON, the envelope's fields last, so that they count; it is read once, by the
         # decoder that JSON has. What is malformed stays so: its braces would have to match in what it becomes.
         own = payload.strip()
@@ -285,14 +287,15 @@ def _own_fields(payload: bytes, check_nesting: Callable[[bytes], None]) -> dict[
     return own if isinstance(own, dict) else {_PAYLOAD: payload}
 
 
-def take_apart(message: Any) -> tuple[str, dict[str, Any], bytes]:
+def _take_apart(message: Any) -> tuple[str, dict[str, Any], bytes]:
     """The reverse, for a codec's encode(): (name, fields of the envelope, payload)."""
     kind: MessageKind = message.kind
     name = getattr(message, kind.name_field)
     fields = {field: getattr(message, field) for field in ENVELOPE_FIELDS}
-    if hasattr(message, "serialize_payload"):
+    if message.is_old_style:
         payload = message.serialize_payload()
-        return name, fields, payload.encode() if isinstance(payload, str) else payload or b""
+        fields = {field: str(value) if isinstance(value, uuid.UUID) else value for field, value in fields.items()}
+        return kind.name_of(name), fields, payload.encode() if isinstance(payload, str) else bytes(payload or b"")
     if isinstance(message, GenericMessage) and list(message.fields) == [_PAYLOAD]:
         payload = message.fields[_PAYLOAD]
         if isinstance(payload, bytes):
@@ -305,9 +308,10 @@ def take_apart(message: Any) -> tuple[str, dict[str, Any], bytes]:
     return name, fields, msgspec.json.encode(flat)
 
 
-def _encode_by(codec: str, message: Any) -> bytes:
+def encode_by(codec: str, message: Any) -> bytes:
+    """A message in a registered codec. Raises ConfigurationError if there is none, UsageError if it can't take it."""
     try:
-        return codec_named(codec).encode(*take_apart(message))
+        return codec_named(codec).encode(*_take_apart(message))
     except KevenError:
         raise
     except Exception as error:

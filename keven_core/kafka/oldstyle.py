@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from keven_core.kafka.codecs import BUILT_IN
 from keven_core.kafka.details import BasicDetail, DetailBuilder, blank, reserved_names, takes_no_arguments
 from keven_core.kafka.envelope import MessageMeta
 from keven_core.kafka.errors import RegistrationError, UndecodableError, UsageError
@@ -107,14 +108,19 @@ class OldStyle:
     # --- the wire ----------------------------------------------------------------------------------------------------
 
     def serialize(self, codec: str = "json") -> bytes:
-        """The message as it goes over the wire; `codec` is "json" or "msgpack".
+        """The message as it goes over the wire; `codec` is "json", "msgpack" or the name of a registered one.
 
-        Raises UsageError for a message without a name, and for one that holds what is no data.
+        By a registered codec, what serialize_payload() returns is its payload. Raises UsageError for a message without
+        a name, and for one that holds what is no data.
         """
         kind = type(self).kind
         name = getattr(self, kind.name_field)
         if not name:
             raise UsageError(f"{type(self).__qualname__} has no {kind.name_field}, so nobody could tell what it is")
+        if codec not in BUILT_IN:
+            from keven_core.kafka.message import encode_by
+
+            return encode_by(codec, self)
         flat = {kind.name_field: kind.name_of(name)}
         texts = _text_fields(type(self))
         for field, value in zip(envelope_of(type(self)), envelope_getter(type(self))(self), strict=True):

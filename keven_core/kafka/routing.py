@@ -222,7 +222,13 @@ def _any_table(kind: MessageKind) -> DispatchTable:
         return lambda data: message_decoders(kind, names[codec](data) or "", bound=False)[codec](data)
 
     names = name_decoders(kind.name_field)
-    route = Route("*", lambda message: None, decode_json=decode_as(0), decode_msgpack=decode_as(1))
+    route = Route(
+        "*",
+        lambda message: None,
+        decode_json=decode_as(0),
+        decode_msgpack=decode_as(1),
+        decode_envelope=lambda name, *rest: envelope_decoder(kind, kind.name_of(name))(name, *rest),
+    )
     return _make_table(kind, [], {}, route, 1 << 40)
 
 
@@ -305,7 +311,7 @@ def build_table(
             handler,
             decode_json=decode_json,
             decode_msgpack=decode_msgpack,
-            decode_envelope=envelope_decoder(kind, "*"),
+            decode_envelope=envelope_decoder(kind, None),
             is_async=is_async(handler),
         )
     return _make_table(kind, routes, bound, unnamed, max_payload_bytes)

@@ -157,7 +157,7 @@ def test_new_producers_and_old_consumers(cluster: Any, placed: Any, logger: Any,
 
 def test_an_event_that_the_class_cant_hold_is_refused_at_log(cluster: Any, placed: Any) -> None:
     with KafkaBatchLogger(settings=quick(cluster, codec="protobuf")) as log:
-        with pytest.raises(UsageError, match="the codec 'protobuf' can't encode .*OrderPlaced: TypeError"):
+        with pytest.raises(UsageError, match=r"the codec 'protobuf' can't encode .*OrderPlaced: TypeError"):
             log.log(placed(order_id=1, namespace=5))
         assert log.flush() == 0
 
@@ -287,7 +287,7 @@ def test_retries_and_redrives_keep_the_format(cluster: Any, placed: Any, mode: s
     assert [number for number, _ in attempts] == [1, 2, 2]
 
 
-SERVICE = '''
+SERVICE = """
 import sys
 
 sys.path.insert(0, {support!r})
@@ -313,7 +313,7 @@ def handle(event):
 process = start_events_receiver_process(server_name="svc", until_end=True, topics=["keven_events"], {options})
 process.join()
 sys.exit(process.exitcode)
-'''
+"""
 
 
 @pytest.mark.parametrize("options", ["", "supervised=True"])

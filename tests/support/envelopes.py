@@ -1,14 +1,14 @@
 """Protobuf envelopes as services have them, generated here from what protoc would read:
 
-    message Envelope {
-      string name = 1;
-      string namespace = 2;
-      string originator = 3;
-      google.protobuf.Timestamp created = 4;   // or string, or double
-      string uuid = 5;
-      string source_command_uuid = 6;
-      bytes payload = 7;
-    }
+message Envelope {
+  string name = 1;
+  string namespace = 2;
+  string originator = 3;
+  google.protobuf.Timestamp created = 4;   // or string, or double
+  string uuid = 5;
+  string source_command_uuid = 6;
+  bytes payload = 7;
+}
 """
 
 from __future__ import annotations

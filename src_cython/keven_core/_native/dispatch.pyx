@@ -532,6 +532,8 @@ cdef class DispatchTable:
         cdef Route route
         if self.codec_of is None or self.everything is not None:
             return None
+        if topic is None:
+            return self.codec_of(None)
         if topic not in self.codecs:
             route = self.bound.get(topic)
             foreign = route is not None and route.decode_envelope is None
@@ -588,7 +590,7 @@ cdef class DispatchTable:
     cdef object open_by_codec(self, codec, bytes value, Route bound):
         """(route, name, fields, payload) of a codec's value; None when nobody handles it. Raises UndecodableError.
 
-        `bound` is the route of a value without a name: that of its topic, or None.
+        `bound` is the route of its topic, or None: a value without a name is of that.
         """
         self.check_size(PyBytes_GET_SIZE(value))
         try:
@@ -606,7 +608,8 @@ cdef class DispatchTable:
                 )
             name = bound.name
         check_name(name)
-        route = self.routes.get(name, self.unnamed)
+        # The one that JSON takes on this topic, so that a batch handler gets both in one list, in their order.
+        route = bound if bound is not None and bound.name == name else self.routes.get(name, self.unnamed)
         return None if route is None else (route, name, fields, payload)
 
     cdef object decode_by_codec(self, codec, bytes value, Route bound):
