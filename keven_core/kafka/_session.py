@@ -52,7 +52,7 @@ from keven_core.kafka.errors import (
 )
 from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
 from keven_core.kafka.outcomes import Outcome
-from keven_core.kafka.publishing import HandlerOutbox
+from keven_core.kafka.publishing import HandlerOutbox, write_to
 from keven_core.kafka.retry import Policies
 
 if TYPE_CHECKING:
@@ -375,6 +375,7 @@ class Session:
         self.base_context = contextvars.copy_context()
         self.base_context.run(record_module._source.set, self)
         outbox = HandlerOutbox(self)
+        self.base_context.run(write_to, self.plan.settings, self.plan.address)
         self.base_context.run(outbox.enter)
         self._scope = HandlerScope()
         self.base_context.run(self._scope.enter)

@@ -35,6 +35,7 @@ from types import TracebackType
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
 
 from keven_core.kafka._calls import is_async
+from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import PublishError, UsageError
 from keven_core.kafka.kinds import KINDS, MessageKind
 from keven_core.kafka.message import Message
@@ -62,6 +63,7 @@ __all__ = [
     "settled",
     "undelayed",
     "write_cache",
+    "write_to",
 ]
 
 logger = logging.getLogger("keven_core.kafka")
@@ -154,7 +156,6 @@ def _one_by_one(method: Callable[[Any], Any], messages: list[Message]) -> Unsent
 _publishers: ContextVar[dict[str, tuple[int, Any]] | None] = ContextVar("keven_core.publishers", default=None)
 _clearings = {kind.noun: 0 for kind in KINDS}
 _everywhere: dict[str, Any] = {}
-_defaults: dict[tuple[str, bool], Any] = {}
 _lock = threading.Lock()
 
 
@@ -174,32 +175,53 @@ def clear_publishers(kind: MessageKind) -> None:
     with _lock:
         _clearings[kind.noun] += 1
         _everywhere.pop(kind.noun, None)
-        for acknowledged in (True, False):
-            _defaults.pop((kind.noun, acknowledged), None)
+        _by_environment.forget(kind)
 
 
 def last_publisher(kind: MessageKind, *, acknowledged: bool = True) -> Any:
     """The publisher that was set last in this thread or task; else the one for everywhere; else the default.
 
     The default one writes with a KafkaLogger, whose log() returns when the message is acknowledged, or with a
-    KafkaBatchLogger if that is not `acknowledged`. Both take their settings from the environment.
+    KafkaBatchLogger if that is not `acknowledged`. In a handler both write to the cluster that its server reads from,
+    with its settings; elsewhere settings and address come from the environment.
     """
     cleared, own = (_publishers.get() or {}).get(kind.noun, (-1, None))
     if own is not None and cleared == _clearings[kind.noun]:
         return own
     publisher = _everywhere.get(kind.noun)
-    return publisher if publisher is not None else _default_publisher(kind, acknowledged)
+    return publisher if publisher is not None else _defaults.get().publisher_of(kind, acknowledged)
 
 
-def _default_publisher(kind: MessageKind, acknowledged: bool) -> Any:
-    with _lock:
-        publisher = _defaults.get((kind.noun, acknowledged))
-        if publisher is None:
-            from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+class _Defaults:
+    """The publishers that are used where none was set: made when they are first needed."""
 
-            made = KafkaLogger() if acknowledged else KafkaBatchLogger()
-            publisher = _defaults[kind.noun, acknowledged] = kind.publisher_class()(made)
-        return publisher
+    def __init__(self, settings: Settings | None = None, address: str | None = None) -> None:
+        self._settings = settings
+        self._address = address
+        self._made: dict[tuple[str, bool], Any] = {}
+
+    def publisher_of(self, kind: MessageKind, acknowledged: bool) -> Any:
+        with _lock:
+            publisher = self._made.get((kind.noun, acknowledged))
+            if publisher is None:
+                from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+
+                logger = (KafkaLogger if acknowledged else KafkaBatchLogger)(self._address, settings=self._settings)
+                publisher = self._made[kind.noun, acknowledged] = kind.publisher_class()(logger)
+            return publisher
+
+    def forget(self, kind: MessageKind) -> None:
+        for acknowledged in (True, False):
+            self._made.pop((kind.noun, acknowledged), None)
+
+
+_by_environment = _Defaults()
+_defaults: ContextVar[_Defaults] = ContextVar("keven_core.default_publishers", default=_by_environment)
+
+
+def write_to(settings: Settings, address: str) -> None:
+    """From here on default publishers of this context write there: for a server, in the context of its handlers."""
+    _defaults.set(_Defaults(settings, address))
 
 
 # --- outboxes --------------------------------------------------------------------------------------------------------

@@ -33,7 +33,6 @@ from keven_core.kafka.abstracts.command_handler import (
 from keven_core.kafka.abstracts.commandevent import CommandErrorEvent, CommandEvent
 from keven_core.kafka.abstracts.commandreceiver_server import AllCommandsReceiverServer, CommandReceiverServer
 from keven_core.kafka.commands import Command, CommandNames, CommandPhase, CommandRunner, GenericCommand
-from keven_core.kafka.commands.reports import _publisher
 from keven_core.kafka.commands.server import setup_command_receiver, start_command_receiver_server
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import RegistrationError, UsageError
@@ -73,11 +72,8 @@ def told(kafka: Any, phase: str) -> list[Any]:
 
 
 @pytest.fixture
-def kafka(embedded_kafka: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def kafka(embedded_kafka: Any) -> Any:
     topics(embedded_kafka, TOPIC, "keven_commands", STARTED, ERRORED, COMPLETED)
-    monkeypatch.setenv("KAFKA", embedded_kafka.bootstrap_servers)
-    monkeypatch.setenv("KEVEN_IDEMPOTENCE", "false")  # a producer id costs the embedded broker half a second
-    _publisher.cache_clear()
     return embedded_kafka
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import cache
 from typing import Any
 
 import msgspec
@@ -11,9 +10,9 @@ import msgspec
 from keven_core.kafka._around import Around
 from keven_core.kafka.commands.command_event import CommandErrorEvent, CommandEvent, CommandPhase, phase_event_name
 from keven_core.kafka.events.event import GenericEvent
-from keven_core.kafka.events.publisher import EventPublisher
 from keven_core.kafka.kinds import COMMANDS, EVENTS
 from keven_core.kafka.outcomes import Retry, Skip
+from keven_core.kafka.publishing import last_publisher
 
 __all__ = ["Reports", "is_reported", "report_of", "report_topics"]
 
@@ -72,11 +71,5 @@ class Reports(Around):
 
 
 def _publish(event: Any) -> None:
-    _publisher().log_event(event)
-
-
-@cache
-def _publisher() -> EventPublisher:
-    from keven_core.kafka.logger import KafkaBatchLogger
-
-    return EventPublisher(KafkaBatchLogger())
+    # At once, whatever the handler's outbox is about to hold or to drop.
+    last_publisher(EVENTS, acknowledged=False).log_event(event)
