@@ -5,12 +5,13 @@ What waits for its time holds nothing up, whatever its place in the topic: see k
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from keven_core.kafka._batches import single_call
-from keven_core.kafka._calls import check_done
+from keven_core.kafka._calls import check_done, is_async
 from keven_core.kafka._drivers import Handle
 from keven_core.kafka._original_copies import original_attempt_of
 from keven_core.kafka._promises import StoredOffset
@@ -37,6 +38,19 @@ _SLICE_S = 0.2
 _MOST_SUBMITTED = 1000
 
 Partition = tuple[str, int]
+
+
+class _Work(NamedTuple):
+    """What an attempt comes to: call(value), which is awaited if it is async."""
+
+    call: Callable[[Any], Any]
+    value: Any
+    is_async: bool
+
+    def checked(self) -> Any:
+        """The awaitable of an async handler; else None, once check_done() has looked at the result."""
+        result = self.call(self.value)
+        return result if isinstance(result, Awaitable) else check_done(self.call, result)
 
 
 class Attempts:
@@ -168,29 +182,29 @@ class Attempts:
     def _submit(self, flow: Flow, held: Held, attempt: Attempt | None) -> bool:
         """Leave an attempt to the workers; false: it is accounted already."""
         try:
-            call = self._call_for(attempt)
+            work = self._work_of(attempt)
         except Exception as error:
             self._account(held, self._failed(held, attempt, "decode", error))
             return False
-        if call is None:
+        if work is None:
             self._account(held, "skipped")
             return False
         assert attempt is not None
         self._submitted += 1
         place = self._suspects.place_of(held.record.topic, held.record.partition) if self._suspects is not None else -1
-        flow.submit(call, attempt.record, (held, attempt), place, held.record.offset)
+        flow.submit(*work, attempt.record, (held, attempt), place, held.record.offset)
         return True
 
     def _try_again(self, held: Held, attempt: Attempt | None) -> Generator[Any, Any, str]:
         """Handle a record whose time has come, here; the outcome that the ledger counts."""
         stage = "decode"
         try:
-            call = self._call_for(attempt)
-            if call is None:
+            work = self._work_of(attempt)
+            if work is None:
                 return "skipped"
             stage = "handle"
             self.in_hand = attempt.record if attempt is not None else held.record
-            result = yield from self._watched(held.record, call)
+            result = yield from self._watched(held.record, work)
             if isinstance(result, Outcome):
                 raise result
         except Exception as error:
@@ -204,9 +218,9 @@ class Attempts:
             return False
         return self._suspects.find(copy.topic, copy.partition, copy.offset) is not None
 
-    def _watched(self, copy: Record, call: Callable[[], Any]) -> Generator[Any, Any, Any]:
+    def _watched(self, copy: Record, work: _Work) -> Generator[Any, Any, Any]:
         """Handle a record as one in hand, which the supervisor knows of."""
-        suspects = self._suspects
+        suspects, call = self._suspects, work.checked
         if suspects is None:
             return (yield Handle(settled(call)))
         deaths, condemned, why = suspects.find(copy.topic, copy.partition, copy.offset) or (0, False, "")
@@ -226,7 +240,7 @@ class Attempts:
         outcome: str = self._on_failure(record, stage, error, attempt)
         return outcome
 
-    def _call_for(self, attempt: Attempt | None) -> Callable[[], Any] | None:
+    def _work_of(self, attempt: Attempt | None) -> _Work | None:
         """What handles an attempt's record, with its handlers that have failed; None: nobody any more."""
         if attempt is None:
             raise UndecodableError("the record is not a copy that waits for another attempt: it lacks the headers")
@@ -235,15 +249,17 @@ class Attempts:
             name = (record.header(table.name_field) or b"").decode("utf-8", "replace")
             route = table.bound.get(record.topic) or table.routes.get(name) or table.everything
             tombstone = route.on_tombstone if route is not None else None
-            return None if tombstone is None else lambda: _checked(tombstone, tombstone(record))
+            if route is None or tombstone is None:
+                return None
+            return _Work(tombstone, record, route.tombstone_is_async)
         route, value = table.resolve(record.value, record.topic, record.headers)
         if route is None:
             return None
         if route.with_topic:
-            return lambda: _checked(route.call, route.call(value, topic=record.topic))
+            return _Work(functools.partial(route.call, topic=record.topic), value, route.is_async)
         some = self._some_handlers(route.name, attempt.handlers) if attempt.handlers else None
         call = some or single_call(route)
-        return lambda: _checked(call, call(value))
+        return _Work(call, value, is_async(call))
 
     def _bound_shelf(self) -> None:
         """Stop fetching the retry topic while the shelf is full. Late and seldom: pausing throws prefetch away."""
@@ -256,13 +272,6 @@ class Attempts:
 
     def _partitions(self) -> list[Partition]:
         return [key for key in self._consumer.assignment() if key[0] == self._topic]
-
-
-def _checked(call: Callable[..., Any], result: Any) -> Any:
-    """The awaitable of an async handler; else None, once check_done() has looked at the result."""
-    if isinstance(result, Awaitable):
-        return result
-    return check_done(call, result)
 
 
 def _now_ms() -> int:

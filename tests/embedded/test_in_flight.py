@@ -29,7 +29,7 @@ from embedded_support import (
     wait_until,
 )
 
-from keven_core.kafka import LongRunningEventHandler, current_record, event_handler
+from keven_core.kafka import EventHandler, LongRunningEventHandler, current_record, event_handler
 from keven_core.kafka.errors import ConfigurationError, DrainError
 from keven_core.kafka.outcomes import DeadLetter, Retry, Skip
 from keven_core.kafka.record import current_records
@@ -471,6 +471,30 @@ def test_a_long_running_handler_gets_a_thread(cluster: Any) -> None:
     run(reading_server(cluster, TOPIC), "sync")
     assert len(set(threads)) == 1
     assert threads[0] is not threading.current_thread()
+
+
+@pytest.mark.logs_errors
+def test_what_may_block_is_in_a_thread_also_the_second_time_and_without_a_value(cluster: Any) -> None:
+    seen: list[tuple[str, bool]] = []
+
+    class Slow(EventHandler):
+        event_name = "ORDER"
+
+        def handle_event(self, given: Any) -> None:
+            attempt = current_record().attempt
+            seen.append((f"attempt {attempt}", threading.current_thread().name.startswith("keven-worker")))
+            if attempt == 1:
+                raise ShopError
+
+        def handle_tombstone(self, record: Any) -> None:
+            seen.append(("tombstone", threading.current_thread().name.startswith("keven-worker")))
+
+    orders(cluster, [0])
+    send(cluster, TOPIC, Message(None, key=b"k"))
+    server = server_of(cluster, "tasks with threads", auto_reprocess_errors=True, retry_interval=0.05)
+    with live(server, "async"):
+        wait_until(lambda: len(seen) == 3, "all was handled")
+    assert sorted(seen) == [("attempt 1", True), ("attempt 2", True), ("tombstone", True)]
 
 
 # --- a rebalance -----------------------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def submitted(kafka: EmbeddedKafka, size: int) -> Stage:
     """Beside them a call that waits, and one that is with a task."""
     stage = Stage(kafka, size, nothing_async, order="none", is_async=True)
     for number in range(2):
-        stage.flow.submit(lambda: nothing_async(None), Record("t", 0, number, key=b"k"), object())
+        stage.flow.submit(nothing_async, None, True, Record("t", 0, number, key=b"k"), object())
     for _ in range(COUNT):
         stage.task().close()
     stage.task().close()

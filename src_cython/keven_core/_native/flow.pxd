@@ -54,6 +54,8 @@ cdef class Submission:
     cdef int64_t place           # of its copy, for the supervisor
     cdef int64_t offset
     cdef object call
+    cdef object value
+    cdef bint is_async
     cdef object token
     cdef Record record
 
@@ -150,7 +152,7 @@ cdef class Worker:
     cpdef run_in_task(self, context, result)
     cdef object _run(self, int64_t slice_ms)
     cdef object _call(self, Flight *flight)
-    cdef object _call_route(self, Route route, object call, object value)
+    cdef object _made(self, object call, object value, bint is_async)
     cdef object _value(self, Flight *flight)
     cdef void _hand_over(self, Flight *flight) noexcept
     cdef int _finish(self, object result) except -1

@@ -738,16 +738,18 @@ cdef class Flow:
 
     # --- the owner ----------------------------------------------------------------------------------------------------
 
-    def submit(self, call, Record record not None, token, int64_t place=-1, int64_t offset=-1):
-        """Have call() made by a worker, in the lane of `record`, which current_record() shows; see take_answers().
+    def submit(self, call, value, bint is_async, Record record not None, token, int64_t place=-1, int64_t offset=-1):
+        """Have call(value) made by a worker, in the lane of `record`, which current_record() shows; see take_answers().
 
-        `place` and `offset` say where its copy stands, for the supervisor.
+        `is_async` says that it has to be awaited. `place` and `offset` say where its copy stands, for the supervisor.
         """
         cdef Flight *flight = self._new_flight()
         cdef Submission submission = Submission.__new__(Submission)
         cdef Account *account = self.consumer._account_of(record.topic, record.partition)
         cdef bytes key = record.key
         submission.call = call
+        submission.value = value
+        submission.is_async = is_async
         submission.place = place
         submission.offset = offset
         submission.record = record
@@ -1287,17 +1289,14 @@ cdef class Worker:
                 events = self.flow._board(<Gathering>flight.cargo)
                 if not events:
                     return None
-                return self._call_route(route, route.call, events)
+                return self._made(route.call, events, route.is_async)
             self.flow._enter(flight, (<Submission>flight.cargo).place, (<Submission>flight.cargo).offset)
-            result = (<Submission>flight.cargo).call()
-            self.awaiting = inspect.isawaitable(result)
-            return result
+            return self._made((<Submission>flight.cargo).call, (<Submission>flight.cargo).value,
+                              (<Submission>flight.cargo).is_async)
         self.flow._enter(flight, flight.account.place, flight.offset)
         route = <Route>flight.route
         if flight.tombstone:
-            result = route.on_tombstone(self.flow._record(flight))
-            self.awaiting = route.tombstone_is_async
-            return result
+            return self._made(route.on_tombstone, self.flow._record(flight), route.tombstone_is_async)
         self.stage = "decode"
         value = self._value(flight)
         if value is SKIPPED:
@@ -1306,18 +1305,19 @@ cdef class Worker:
         route = <Route>flight.route
         if flight.call != NULL:
             if not route.is_async:
-                return self._call_route(route, <object>flight.call, value)
+                return self._made(<object>flight.call, value, False)
             result = (<object>flight.call)(value)
             self.awaiting = inspect.isawaitable(result)
             return result
         if route.with_topic:
             call = partial(route.call, topic=api.topic_name(flight.message.rkt).decode())
-            return self._call_route(route, call, value)
-        return self._call_route(route, route.call, [value] if route.batch_size else value)
+            return self._made(call, value, route.is_async)
+        return self._made(route.call, [value] if route.batch_size else value, route.is_async)
 
-    cdef inline object _call_route(self, Route route, object call, object value):
+    cdef inline object _made(self, object call, object value, bint is_async):
+        """What call(value) gives; of a synchronous one, in an event loop that has threads for these, the awaitable."""
         cdef PyObject *called
-        if self.in_task and self.flow.offload is not None and not route.is_async:
+        if self.in_task and self.flow.offload is not None and not is_async:
             result = self.flow.offload(call, value)
             self.awaiting = True
             return result
@@ -1328,7 +1328,7 @@ cdef class Worker:
             return FAILED
         result = <object>called
         Py_DECREF(result)
-        self.awaiting = route.is_async
+        self.awaiting = is_async
         return result
 
     cdef object _value(self, Flight *flight):
