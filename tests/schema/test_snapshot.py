@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -307,6 +308,49 @@ def test_classes_that_share_a_name_are_told_apart_by_their_events(release: Relea
         assert release.golden(name)
     assert release.golden("SHIP_ORDER", "commands")[0]["json"].startswith('{"command_name":"SHIP_ORDER",')
     assert check(release.path).is_current
+
+
+def test_old_style_classes_are_held_by_what_they_make_without_arguments(release: Release) -> None:
+    def old_style(separator: str = ":") -> None:
+        class StockChanged(Event):
+            event_name = "STOCK_CHANGED"
+
+            def __init__(self, article: str = "nail", change: int = 5) -> None:
+                super().__init__()
+                self.article, self.change = article, change
+
+            def serialize_payload(self) -> str:
+                return f"{self.article}{separator}{self.change}"
+
+            def parse_payload(self, payload: str) -> None:
+                self.article, change = payload.split(separator)
+                self.change = int(change)
+
+        class NeedsMore(Event):
+            event_name = "NEEDS_MORE"
+
+            def __init__(self, more: int) -> None:
+                super().__init__()
+                self.more = more
+
+        class Restless(Event):
+            event_name = "RESTLESS"
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.token = str(uuid.uuid4())
+
+    release.is_now(old_style)
+    restless, needs_more = sorted(update(release.path).without_bytes, reverse=True)
+    assert restless == "event RESTLESS: an old-style class whose payload is another one each time that it is made"
+    assert needs_more.startswith("event NEEDS_MORE: an old-style class is made without arguments for this: ")
+    (kept,) = release.golden("STOCK_CHANGED")
+    assert json.loads(kept["json"])["payload"] == "nail:5"
+    assert check(release.path).is_current
+    release.is_now(lambda: old_style(separator="/"))
+    report = check(release.path)
+    assert report.changes == []
+    assert [line[:45] for line in report.breaking] == ["event STOCK_CHANGED, golden bytes 1 of 1: not"]
 
 
 def test_two_types_of_one_name_are_refused(release: Release) -> None:

@@ -8,13 +8,13 @@ pattern, a custom type) the field's `Meta(examples=[...])` is taken.
 from __future__ import annotations
 
 import base64
+import datetime
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from keven_core.kafka.errors import KevenError
 from keven_core.kafka.message import decoders_of
 from keven_core.kafka.schema.changes import KEYS, OPAQUE, alternatives, kind_of
 from keven_core.kafka.schema.snapshot import Described
@@ -36,9 +36,6 @@ _TEXTS = {
     "uuid": "00000000-0000-4000-8000-000000000001",
     "decimal": "1.50",
 }
-# What decoding raises: msgspec itself, or a class that checks its fields.
-_REFUSALS = (msgspec.MsgspecError, KevenError, TypeError, ValueError)
-
 _KEYS: dict[str, str] = {"int": "1", "float": "1.5", **{kind: text for kind, text in _TEXTS.items() if " " not in kind}}
 
 
@@ -52,23 +49,45 @@ def bytes_of(message: Described, types: Mapping[str, Any]) -> list[Bytes]:
     """
     if message.cls is None:
         return []
+    if getattr(message.cls, "is_old_style", False):
+        return [_old_style_bytes(message.cls)]
     made: list[Bytes] = []
     count = number = 0
     while number <= count:
         maker = _Examples(types, number)
         try:
             value = maker.make(message.schema)
-            instance = decoders_of(message.cls)[0](msgspec.json.encode(value))
-            text, packed = instance.serialize("json").decode(), instance.serialize("msgpack")
+            entry = _in_both_codecs(decoders_of(message.cls)[0](msgspec.json.encode(value)))
         except _Unknown as error:
             raise ValueError(f"no example can be made of {error}; Meta(examples=[...]) gives one") from None
-        except _REFUSALS as error:
+        except Exception as error:  # the class's own code may raise anything
             raise ValueError(f"its class refuses the example: {error}; Meta(examples=[...]) gives another") from error
-        entry = {"json": text, "msgpack": base64.b64encode(packed).decode()}
         if entry not in made:
             made.append(entry)
         number, count = number + 1, maker.count - 1
     return made
+
+
+def _in_both_codecs(instance: Any) -> Bytes:
+    packed = base64.b64encode(instance.serialize("msgpack")).decode()
+    return {"json": instance.serialize("json").decode(), "msgpack": packed}
+
+
+def _old_style_bytes(cls: Any) -> Bytes:
+    """Of what its `__init__` makes without arguments: schemas don't tell what its payload is."""
+    try:
+        made = [_in_both_codecs(_fixed(cls())) for _ in range(2)]
+    except Exception as error:
+        raise ValueError(f"an old-style class is made without arguments for this: {error}") from error
+    if made[0] != made[1]:
+        raise ValueError("an old-style class whose payload is another one each time that it is made")
+    return made[0]
+
+
+def _fixed(message: Any) -> Any:
+    message.uuid = _TEXTS["uuid"]
+    message.created = datetime.datetime(2020, 2, 29, 12, 30, 45, 678901, tzinfo=datetime.timezone.utc)
+    return message
 
 
 def undecodable(cls: Any, kept: Mapping[str, str]) -> str | None:
@@ -77,8 +96,8 @@ def undecodable(cls: Any, kept: Mapping[str, str]) -> str | None:
     try:
         decode_json(kept["json"].encode())
         decode_msgpack(base64.b64decode(kept["msgpack"]))
-    except _REFUSALS as error:
-        return str(error)
+    except Exception as error:  # as above; a server would dead-letter the record
+        return str(error) or type(error).__name__
     return None
 
 
