@@ -20,6 +20,7 @@ HEAVY = {
     "aenum",
     "confluent_kafka",
     "ctypes",
+    "google",
     "http",
     "hypothesis",
     "keven_core.testing",
@@ -60,6 +61,7 @@ def _heavy(loaded: set[str]) -> set[str]:
     [
         "keven_core",
         "keven_core.kafka",
+        "keven_core.kafka.codecs",
         "keven_core.kafka.config",
         "keven_core.kafka.events.event",
         "keven_core.kafka.events.server",
