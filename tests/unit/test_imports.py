@@ -21,6 +21,7 @@ HEAVY = {
     "confluent_kafka",
     "ctypes",
     "django",
+    "google",
     "http",
     "hypothesis",
     "keven_core.testing",
@@ -62,6 +63,7 @@ def _heavy(loaded: set[str]) -> set[str]:
     [
         "keven_core",
         "keven_core.kafka",
+        "keven_core.kafka.codecs",
         "keven_core.kafka.config",
         "keven_core.kafka.events.event",
         "keven_core.kafka.events.server",
