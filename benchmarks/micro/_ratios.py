@@ -55,9 +55,17 @@ class Pair:
         self._ratios = ratios
 
     def __call__(
-        self, compiled: Callable[[], Any], plain: Callable[[], Any], *, setup: Callable[[], Any] = lambda: None
+        self,
+        compiled: Callable[[], Any],
+        plain: Callable[[], Any],
+        *,
+        setup: Callable[[], Any] = lambda: None,
+        limit: float | None = None,
     ) -> None:
-        """Measure, then compare with the stored ratio; `setup` runs before each round, unmeasured."""
+        """Measure, then compare with the stored ratio, and with the `limit` that it was promised to keep.
+
+        `setup` runs before each round, unmeasured.
+        """
         times: list[float] = []
 
         def prepare() -> None:
@@ -74,6 +82,10 @@ class Pair:
             attempts += 1
             found = min(found, self._again(compiled, prepare, times))
         self._benchmark.extra_info.update(ratio=round(found, 3), stored=wanted, attempts=attempts)
+        if limit is not None and found > limit:
+            pytest.fail(
+                f"{self._name} takes {found:.3f} times as long as what it is compared with, more than {limit:g}"
+            )
         if self._ratios.update:
             self._ratios.save(self._name, found)
         elif wanted is None:

@@ -14,6 +14,8 @@ from keven_core._native.consumer import Consumer
 from keven_core._native.dispatch import DispatchTable, Route
 from keven_core._native.producer import DeliveryAccount, Producer
 from keven_core.kafka.config import Settings
+from keven_core.kafka.details import BasicDetail
+from keven_core.kafka.events.event import Event, PickledEvent
 from keven_core.kafka.logger import KafkaBatchLogger
 from keven_core.kafka.message import decoders_of
 from keven_core.testing.embedded import EmbeddedKafka
@@ -156,3 +158,53 @@ def test_log(pair: _ratios.Pair, kafka: EmbeddedKafka) -> None:
             plain.queue.clear()
 
         pair(log_all, log_plain, setup=setup)
+
+
+class OldByHand(Event):
+    event_name = "MICRO_BY_HAND"
+
+    def __init__(self, order_id: Any = None) -> None:
+        super().__init__()
+        self.order_id = order_id
+
+    def serialize_payload(self) -> str:
+        return str(self.order_id)
+
+    def parse_payload(self, payload: Any) -> None:
+        self.order_id = payload
+
+
+class OldPickled(PickledEvent):
+    event_name = "MICRO_PICKLED"
+
+
+def old_style(kind: str) -> Event:
+    """An old-style event with what the typed one has, and the least code that a service can have."""
+    order = typed_order()
+    made = OldByHand(order.order_id) if kind == "by_hand" else OldPickled(BasicDetail(**own_fields(order)))
+    for name in Event.__struct_fields__:
+        setattr(made, name, getattr(order, name))
+    return made
+
+
+def typed_order() -> OrderPlaced:
+    [(_, value)] = values("json", 1)
+    order: OrderPlaced = decode_json(value)
+    return order
+
+
+def own_fields(order: OrderPlaced) -> dict[str, Any]:
+    return {name: getattr(order, name) for name in order.__struct_fields__ if name not in Event.__struct_fields__}
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+@pytest.mark.parametrize("kind", ["by_hand", "pickled"])
+def test_old_style_to_typed(pair: _ratios.Pair, kind: str, codec: str) -> None:
+    old, typed = old_style(kind), typed_order()
+    data, typed_data = [old.serialize(codec)] * BATCH, [typed.serialize(codec)] * BATCH
+    decode_old, decode_typed = (decoders_of(type(event))[codec == "msgpack"] for event in (old, typed))
+    pair(
+        lambda: _plain.decode_and_handle(data, decode_old, handle),
+        lambda: _plain.decode_and_handle(typed_data, decode_typed, handle),
+        limit=3.0,
+    )

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from keven_core.kafka.envelope import vars_in_mro
 from keven_core.kafka.errors import UndecodableError
 from keven_core.kafka.plain_data import DEEP, TAGS, Reader
 
@@ -87,7 +88,7 @@ def reserved_names(cls: type) -> frozenset[str]:
 
 def set_attributes(made: Any, attributes: dict[str, Any]) -> Any:
     """Set attributes of an object as they came over the wire, running nothing of its class."""
-    cls = type(made)
+    cls: Any = type(made)
     reserved = reserved_names(cls)
     slots = _slots(cls)
     for name, value in attributes.items():
@@ -109,7 +110,7 @@ def _is_plain(cls: Any, module: str) -> bool:
     return (
         type(cls) is type
         and cls.__module__ == module
-        and cls.__new__ is object.__new__
+        and vars_in_mro(cls, "__new__") is vars(object)["__new__"]
         and cls.__base__ is not None
         and all(base.__flags__ & 1 << 9 for base in cls.__mro__[:-1])
         and not hasattr(cls, "__del__")
@@ -163,7 +164,8 @@ def _as_annotated(cls: Any, value: Any) -> Any:
 
 
 def _with_attributes(made: Any, attributes: dict[str, Any]) -> Any:
-    hints = _hints(type(made))
+    cls: Any = type(made)
+    hints = _hints(cls)
     if hints:
         attributes = {name: hints[name](item) if name in hints else item for name, item in attributes.items()}
     return set_attributes(made, attributes)
@@ -200,19 +202,37 @@ class _DetailReader(Reader):
 
 
 class DetailBuilder:
-    """Builds objects of one class from plain data."""
+    """Builds objects of one class from plain data.
+
+    Attributes:
+        detail_class: the class.
+        names_to_look_at: names of attributes that need a closer look: tags, and what the wire may not set.
+        make: makes an object without attributes from the wire.
+        is_simple: without such names, and dicts and lists among the values, an object's __dict__ takes them all.
+        takes_dict: its __dict__ may be that very dict, since no __init__ sets defaults.
+    """
 
     def __init__(self, detail_class: Any) -> None:
-        self._class = detail_class
+        self.detail_class = detail_class
         self._checks_fields = not getattr(detail_class, "is_old_style", False) and (
             issubclass(detail_class, (msgspec.Struct, dict)) or dataclasses.is_dataclass(detail_class)
         )
         self.make = maker_of(detail_class)
-        # A name that needs a closer look: a tag, or one that the wire may not set.
-        self.names_to_look_at = reserved_names(detail_class) | TAGS | _slots(detail_class).keys()
+        self.names_to_look_at = frozenset({*reserved_names(detail_class), *TAGS, *_slots(detail_class)})
         self.is_simple = not self._checks_fields and detail_class.__dictoffset__ != 0 and not _hints(detail_class)
-        # Without an __init__ that sets defaults, what has come is all there is.
-        self.takes_dict = self.is_simple and isinstance(self.make, functools.partial)
+        self.takes_dict = (
+            self.is_simple
+            and isinstance(self.make, functools.partial)
+            and vars_in_mro(detail_class, "__new__") is vars(object)["__new__"]
+            and not inspect.isabstract(detail_class)
+        )
+
+    def make_or_none(self) -> Any:
+        """An object without attributes from the wire. None: a struct with required fields, for a service to assign."""
+        try:
+            return self.make()
+        except TypeError:
+            return None
 
     def build(self, plain: Any) -> Any:
         """An object of the class, with the attributes in `plain`, a dict or the JSON text of one.
@@ -226,11 +246,11 @@ class DetailBuilder:
             if type(plain) is not dict:
                 return Reader().read(plain)
         if self._checks_fields:
-            content = _DetailReader(self._class, None).read(_as_object(plain))
+            content = _DetailReader(self.detail_class, None).read(_as_object(plain))
             try:
-                return msgspec.convert(content, self._class)
+                return msgspec.convert(content, self.detail_class)
             except msgspec.ValidationError as error:
-                raise UndecodableError(f"the details are no {self._class.__qualname__}: {error}") from error
+                raise UndecodableError(f"the details are no {self.detail_class.__qualname__}: {error}") from error
         return self.fill(self.make(), plain)
 
     def fill(self, made: Any, plain: dict[str, Any]) -> Any:
@@ -238,7 +258,7 @@ class DetailBuilder:
         if self.is_simple and DEEP.isdisjoint(map(type, plain.values())) and self.names_to_look_at.isdisjoint(plain):
             made.__dict__.update(plain)
             return made
-        return _DetailReader(self._class, made).read(_as_object(plain))
+        return _DetailReader(self.detail_class, made).read(_as_object(plain))
 
 
 def _as_object(plain: dict[Any, Any]) -> dict[Any, Any]:

@@ -63,8 +63,8 @@ class LargeAttributeManager:
     """Writes attributes into a folder and finds them there.
 
     Arguments:
-        folder: where; made when the first attribute is written. None: a folder of this user under the system's folder for
-            temporary files, which other machines do not see and a restart may empty.
+        folder: where; made when the first attribute is written. None: a folder of this user under the system's folder
+            for temporary files, which other machines do not see and a restart may empty.
         threshold_bytes: attributes of more than that go into a file.
         total_bytes: how much those of one message may have together.
 
@@ -101,8 +101,8 @@ class LargeAttributeManager:
         total = sum(len(data) for data, _ in large.values())
         if total > self.total_bytes:
             raise MessageTooLargeError(
-                f"{type(message).__qualname__}: the large attributes {', '.join(large)} have {total} bytes together, more "
-                f"than KEVEN_LARGE_ATTRIBUTE_TOTAL_BYTES={self.total_bytes}"
+                f"{type(message).__qualname__}: the large attributes {', '.join(large)} have {total} bytes together, "
+                f"more than KEVEN_LARGE_ATTRIBUTE_TOTAL_BYTES={self.total_bytes}"
             )
         return {name: self._write(message, name, *content) for name, content in large.items()}
 
@@ -208,7 +208,7 @@ class LargeAttributeManager:
                 f"KEVEN_LARGE_ATTRIBUTE_TOTAL_BYTES={self.total_bytes}"
             )
         with self._opened(offload.path, name) as file:
-            data = file.read(offload.size_bytes + 1)
+            data: bytes = file.read(offload.size_bytes + 1)
         if len(data) != offload.size_bytes or offload.sha256 != hashlib.sha256(data).hexdigest():
             raise UndecodableError(
                 f"the file of the large attribute {name!r:.80} is not what was written: {offload.path}"
@@ -231,8 +231,8 @@ class LargeAttributeManager:
                 os.close(folder)
         except OSError as error:
             raise UndecodableError(
-                f"the file of the large attribute {name!r:.80} can't be read: {error.strerror} ({path} in {self.folder}); "
-                f"writer and reader have to see the same KEVEN_LARGE_ATTRIBUTE_DIR"
+                f"the file of the large attribute {name!r:.80} can't be read: {error.strerror} ({path} in "
+                f"{self.folder}); writer and reader have to see the same KEVEN_LARGE_ATTRIBUTE_DIR"
             ) from error
         if not stat.S_ISREG(os.fstat(number).st_mode):
             os.close(number)

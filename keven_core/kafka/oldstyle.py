@@ -8,8 +8,8 @@
             self.order_id = order_id
 
 A class is old-style when its body has `__init__`, `serialize_payload` or `parse_payload`, or a base of it is. It is a
-struct of the envelope's fields with a `__dict__`, made under a metaclass of its own, so that nothing of this costs typed
-classes anything. On the wire it is the same flat object; after the envelope comes
+struct of the envelope's fields with a `__dict__`, made under a metaclass of its own, so that typed classes pay
+nothing for it. On the wire it is the same flat object; after the envelope comes
 
     payload, payload_bytes    what serialize_payload() has returned, str or bytes, if the service has overridden it;
                               parse_payload() gets the same
@@ -24,15 +24,15 @@ from __future__ import annotations
 import enum
 import operator
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from keven_core.kafka.codecs import BUILT_IN
-from keven_core.kafka.details import BasicDetail, DetailBuilder, blank, reserved_names, takes_no_arguments
+from keven_core.kafka.details import BasicDetail, DetailBuilder, reserved_names, takes_no_arguments
 from keven_core.kafka.envelope import MessageMeta
 from keven_core.kafka.errors import RegistrationError, UndecodableError, UsageError
 from keven_core.kafka.kinds import MessageKind
@@ -42,11 +42,18 @@ from keven_core.kafka.plain_data import all_to_plain, attributes_of, to_plain
 __all__ = ["OldStyle", "OldStyleMeta", "Pickled", "prepare"]
 
 # Struct fields that hold what came over the wire until it is parsed.
-_PAYLOAD_FIELDS = {"_wire_payload": ("payload", str), "_wire_payload_bytes": ("payload_bytes", bytes)}
-_DETAIL_FIELDS = {"details": ("details", Any), "_wire_offloads": ("offloads", dict[str, Offload])}
-_ATTRIBUTE_FIELDS = {"_wire_attributes": ("attributes", list[str])}
+_PAYLOAD_FIELDS: dict[str, tuple[str, Any]] = {
+    "_wire_payload": ("payload", str),
+    "_wire_payload_bytes": ("payload_bytes", bytes),
+}
+_DETAIL_FIELDS: dict[str, tuple[str, Any]] = {
+    "details": ("details", Any),
+    "_wire_offloads": ("offloads", dict[str, Offload]),
+}
+_ATTRIBUTE_FIELDS: dict[str, tuple[str, Any]] = {"_wire_attributes": ("attributes", list[str])}
 
 _make_struct = type(msgspec.Struct).__call__
+_copy_struct: Callable[[Any], Any] = operator.attrgetter("__copy__")(msgspec.Struct)
 
 
 class OldStyleMeta(MessageMeta):
@@ -71,11 +78,12 @@ class OldStyle:
         """Set fields of the envelope, each given by its name: namespace, originator, created ..."""
         if not envelope:
             return
-        fields = envelope_of(type(self))
+        cls: Any = type(self)
+        fields = envelope_of(cls)
         for name, value in envelope.items():
             if name not in fields:
                 raise TypeError(
-                    f"{type(self).__qualname__}.__init__() got an unexpected keyword argument {name!r}; the envelope "
+                    f"{cls.__qualname__}.__init__() got an unexpected keyword argument {name!r}; the envelope "
                     f"has {', '.join(fields)}"
                 )
             setattr(self, name, value)
@@ -85,7 +93,7 @@ class OldStyle:
 
     # --- the payload, for services to override -----------------------------------------------------------------------
 
-    def serialize_payload(self) -> str | bytes | None:
+    def serialize_payload(self) -> Any:
         """What the message carries beside the envelope; by default its attributes as JSON text.
 
         Override it together with parse_payload(), which is called with what it has returned; None: nothing is carried.
@@ -103,7 +111,8 @@ class OldStyle:
             raise UndecodableError(f"the payload is no JSON: {error}") from error
         if type(attributes) is not dict:
             raise UndecodableError(f"the payload is no JSON object but {type(attributes).__name__}")
-        builder_of(type(self)).fill(self, _own_only(type(self), attributes))
+        cls: Any = type(self)
+        builder_of(cls).fill(self, _own_only(cls, attributes))
 
     # --- the wire ----------------------------------------------------------------------------------------------------
 
@@ -113,44 +122,56 @@ class OldStyle:
         By a registered codec, what serialize_payload() returns is its payload. Raises UsageError for a message without
         a name, and for one that holds what is no data.
         """
-        kind = type(self).kind
-        name = getattr(self, kind.name_field)
+        cls: Any = type(self)
+        name_field = cls.kind.name_field
+        name = getattr(self, name_field)
         if not name:
-            raise UsageError(f"{type(self).__qualname__} has no {kind.name_field}, so nobody could tell what it is")
+            raise UsageError(f"{cls.__qualname__} has no {name_field}, so nobody could tell what it is")
         if codec not in BUILT_IN:
             from keven_core.kafka.message import encode_by
 
             return encode_by(codec, self)
-        flat = {kind.name_field: kind.name_of(name)}
-        texts = _text_fields(type(self))
-        for field, value in zip(envelope_of(type(self)), envelope_getter(type(self))(self), strict=True):
-            flat[field] = "" if value is None and field in texts else value
-        flat.update(self._carried(binary=codec == "msgpack"))
+        carried = self._carried(binary=codec == "msgpack")
+        slots = _carrying_slots(cls)
+        if slots and name_field not in vars(self):
+            # Nothing but fields of the struct: a copy of it is encoded, which is faster and leaves this one alone.
+            flat: Any = _copy_struct(self)
+            for on_wire, slot in slots:
+                setattr(flat, slot, carried.get(on_wire, UNSET))
+            if None in _text_getter(cls)(self):
+                for field in _text_fields(cls):
+                    setattr(flat, field, getattr(self, field) or "")
+        else:
+            flat = {name_field: cls.kind.name_of(name)}
+            for field, value in zip(envelope_of(cls), envelope_getter(cls)(self), strict=True):
+                flat[field] = "" if value is None and field in _text_fields(cls) else value
+            flat.update(carried)
         try:
             return msgspec.msgpack.encode(flat) if codec == "msgpack" else msgspec.json.encode(flat)
         except (TypeError, ValueError, OverflowError) as error:
-            raise UsageError(f"{type(self).__qualname__} can't be written as {codec}: {error}") from error
+            raise UsageError(f"{cls.__qualname__} can't be written as {codec}: {error}") from error
 
     def _carried(self, *, binary: bool) -> dict[str, Any]:
         """What stands on the wire after the envelope."""
-        if not has_own_payload(type(self)):
+        cls: Any = type(self)
+        if not has_own_payload(cls):
             own = self._own_attributes(binary=binary)
-            unknown = [name for name in own if name not in known_attributes(type(self))]
+            unknown = [name for name in own if name not in known_attributes(cls)]
             return {"attributes": unknown, **own} if unknown else own
         payload = self.serialize_payload()
         if isinstance(payload, str):
             return {"payload": payload}
-        if isinstance(payload, (bytes, bytearray, memoryview)):
-            return {"payload_bytes": payload}
         if payload is None:
             return {}
-        raise UsageError(
-            f"{type(self).__qualname__}.serialize_payload() has returned a {type(payload).__name__}; str, bytes or None "
-            f"are allowed"
-        )
+        if not isinstance(payload, (bytes, bytearray, memoryview)):
+            raise UsageError(
+                f"{cls.__qualname__}.serialize_payload() has returned a {type(payload).__name__}; str, bytes or None "
+                f"are allowed"
+            )
+        return {"payload_bytes": payload}
 
     def _own_attributes(self, *, binary: bool) -> dict[str, Any]:
-        cls = type(self)
+        cls: Any = type(self)
         own = {name: value for name, value in vars(self).items() if name != cls.kind.name_field}
         taken = reserved_names(cls).intersection(own)
         if taken:
@@ -179,13 +200,13 @@ class OldStyle:
     # --- as plain objects --------------------------------------------------------------------------------------------
 
     def __repr__(self) -> str:
-        cls = type(self)
+        cls: Any = type(self)
         fields = {name: getattr(self, name) for name in cls.__struct_fields__ if not name.startswith("_wire_")}
         fields.update(vars(self))
         return f"{cls.__qualname__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        cls = type(self)
+        cls: Any = type(self)
         return _rebuilt, (cls, {name: getattr(self, name) for name in cls.__struct_fields__}, vars(self))
 
     def __copy__(self) -> Any:
@@ -210,7 +231,12 @@ class Pickled(OldStyle):
         large_attribute_manager: where those files are kept; None: as the settings say.
     """
 
-    __slots__ = ()
+    if TYPE_CHECKING:
+        details: Any
+        _wire_offloads: Any
+        large_attributes: ClassVar[Sequence[str]]
+    else:
+        __slots__ = ()
     detail_class: ClassVar[Any] = BasicDetail
 
     def __init__(self, details: Any = None, **envelope: Any) -> None:
@@ -219,9 +245,9 @@ class Pickled(OldStyle):
             self.details = details
 
     def _begin(self) -> None:
-        self.details = new_details(self.detail_class)
+        self.details = builder_of(self.detail_class).make_or_none()
 
-    def serialize_payload(self) -> str | bytes | None:
+    def serialize_payload(self) -> Any:
         """The details as JSON text."""
         return msgspec.json.encode(self._plain_details(binary=False)).decode()
 
@@ -240,12 +266,13 @@ class Pickled(OldStyle):
             self._wire_offloads = UNSET
 
     def _carried(self, *, binary: bool) -> dict[str, Any]:
-        if has_own_payload(type(self)):
+        cls: Any = type(self)
+        if has_own_payload(cls):
             return super()._carried(binary=binary)
-        names = type(self).large_attributes
+        names = cls.large_attributes
         if not names:
             return {"details": self._plain_details(binary=binary)}
-        manager = manager_of(type(self))
+        manager = manager_of(cls)
         offloads = manager.offload(self, self.details, names)
         if self._wire_offloads is not UNSET:
             offloads = {**manager.still_in_files(self.details, self._wire_offloads), **offloads}
@@ -264,13 +291,6 @@ class Pickled(OldStyle):
 
 # What is written by what it contains, also when it is a subclass that has attributes.
 _NO_ATTRIBUTES = (dict, list, tuple, set, frozenset, str, bytes, int, float, enum.Enum)
-
-
-def new_details(detail_class: Any) -> Any:
-    try:
-        return blank(detail_class if detail_class is not None else BasicDetail)
-    except TypeError:
-        return None  # a struct with required fields: the service assigns it
 
 
 # --- facts of a class, looked up once --------------------------------------------------------------------------------
@@ -292,6 +312,20 @@ def _text_fields(cls: Any) -> frozenset[str]:
     """Fields that are written as "" when a service has set them to None."""
     root = next(base for base in cls.__mro__ if "kind" in vars(base))
     return frozenset(field.name for field in msgspec.structs.fields(root) if field.type is str)
+
+
+@cache
+def _text_getter(cls: Any) -> Callable[[Any], tuple[Any, ...]]:
+    return operator.attrgetter(*_text_fields(cls))
+
+
+@cache
+def _carrying_slots(cls: Any) -> tuple[tuple[str, str], ...]:
+    """(name on the wire, field) of what the message carries, where that is fields only and not its own attributes."""
+    if not getattr(cls, cls.kind.name_field) or not (has_own_payload(cls) or issubclass(cls, Pickled)):
+        return ()
+    slots = {**_PAYLOAD_FIELDS, **_DETAIL_FIELDS, **_ATTRIBUTE_FIELDS}
+    return tuple((on_wire, slot) for slot, (on_wire, _) in slots.items() if slot in cls.__struct_fields__)
 
 
 @cache
@@ -387,7 +421,7 @@ def _wrapped(base: type) -> type:
 
 def _defaults(cls: Any) -> tuple[Any, ...]:
     missing = len(cls.__struct_fields__) - len(cls.__struct_defaults__)
-    return (msgspec.NODEFAULT,) * missing + cls.__struct_defaults__
+    return (*[msgspec.NODEFAULT] * missing, *cls.__struct_defaults__)
 
 
 def _carries_payload(bases: tuple[type, ...], namespace: dict[str, Any]) -> bool:

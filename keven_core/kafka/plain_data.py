@@ -11,8 +11,8 @@ A tag is the one key of a dict, or stands beside attributes, and begins with `py
     py/dict      [key, value] pairs of a dict whose keys are not all strings
 
 Nothing that a tag names is imported, looked up in a module or called: the values above are made by the table in here,
-and what becomes of an object is up to whoever subclasses Reader. Tags of jsonpickle that mean more than data (functions,
-constructors with arguments) give their data.
+and what becomes of an object is up to whoever subclasses Reader. Tags of jsonpickle that mean more than data
+(functions, constructors with arguments) give their data.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def _slots_of(cls: Any) -> dict[str, str] | None:
 
 def attributes_of(value: Any) -> dict[str, Any] | None:
     """Attributes of an object of a class written in Python: its __dict__ and __slots__; None: it is no such object."""
-    slots = _slots_of(type(value))
+    cls: Any = type(value)
+    slots = _slots_of(cls)
     if slots is None:
         return None
     own: dict[str, Any] = getattr(value, "__dict__", {})
@@ -127,9 +128,9 @@ class _Writer:
             if isinstance(value, base):
                 items = [self.write(item, f"{where}[{index}]") for index, item in enumerate(value)]
                 return {tag: items} if tag else items
-        for base in (str, int, float):
-            if isinstance(value, base):
-                return self.write(base.__new__(base, value), where)
+        for scalar in _SCALARS:
+            if isinstance(value, scalar):
+                return self.write(scalar.__new__(scalar, value), where)
         for base, write_value in _VALUES.items():
             if isinstance(value, base):
                 return write_value(value)
@@ -150,14 +151,25 @@ def _write_timedelta(value: datetime.timedelta) -> dict[str, Any]:
     return {"py/timedelta": [value.days, value.seconds, value.microseconds]}
 
 
+def _iso(value: datetime.datetime | datetime.time) -> Any:
+    # ISO 8601 has no word for `fold`, which tells the second of two equal times when a clock is set back.
+    return [value.isoformat(), value.fold] if value.fold else value.isoformat()
+
+
+def _from_iso(cls: Any, content: Any) -> Any:
+    if type(content) is list:
+        return cls.fromisoformat(content[0]).replace(fold=content[1])
+    return cls.fromisoformat(content)
+
+
 def _write_bytes(value: Any) -> dict[str, Any]:
     return {"py/b64": base64.b64encode(value).decode()}
 
 
 _VALUES: dict[type, Callable[[Any], dict[str, Any]]] = {
-    datetime.datetime: lambda value: {"py/datetime": value.isoformat()},
+    datetime.datetime: lambda value: {"py/datetime": _iso(value)},
     datetime.date: lambda value: {"py/date": value.isoformat()},
-    datetime.time: lambda value: {"py/time": value.isoformat()},
+    datetime.time: lambda value: {"py/time": _iso(value)},
     datetime.timedelta: _write_timedelta,
     decimal.Decimal: lambda value: {"py/decimal": str(value)},
     uuid.UUID: lambda value: {"py/uuid": str(value)},
@@ -166,7 +178,9 @@ _VALUES: dict[type, Callable[[Any], dict[str, Any]]] = {
     memoryview: _write_bytes,
 }
 
-_SEQUENCES: tuple[tuple[type, str], ...] = (
+_SCALARS: tuple[Any, ...] = (str, int, float)
+
+_SEQUENCES: tuple[tuple[Any, str], ...] = (
     (list, ""),
     (tuple, "py/tuple"),
     (set, "py/set"),
@@ -368,9 +382,9 @@ _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
 }
 
 _MAKE: dict[str, Callable[[Any], Any]] = {
-    "py/datetime": datetime.datetime.fromisoformat,
+    "py/datetime": lambda content: _from_iso(datetime.datetime, content),
     "py/date": datetime.date.fromisoformat,
-    "py/time": datetime.time.fromisoformat,
+    "py/time": lambda content: _from_iso(datetime.time, content),
     "py/timedelta": lambda parts: datetime.timedelta(*parts),
     "py/decimal": lambda text: decimal.Decimal(text),
     "py/uuid": lambda text: uuid.UUID(text),

@@ -125,6 +125,12 @@ def test_publishing_examples_run(embedded_kafka, tmp_path):
     assert len(values(embedded_kafka, "keven_commands_send_receipt")) == 1
 
 
+def test_old_style_examples_run(tmp_path):
+    blocks = python_blocks("docs/old-style.md")
+    assert len(blocks) >= 4
+    run(tmp_path / "old_style.py", "\n".join(code for _, code in blocks), dict(os.environ))
+
+
 def run(script: Path, code: str, environment: dict[str, str]) -> str:
     script.write_text(code)
     done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=90)

@@ -449,9 +449,7 @@ def test_handlers_that_are_called_without_a_server(kept: Kept, raised: Any) -> N
 
 
 @pytest.mark.parametrize("options", [{}, {"order": "key"}], ids=["plain", "flow"])
-def test_a_handler_whose_messages_are_refused_has_failed(
-    cluster: Any, kept: Kept, raised: Any, options: Any
-) -> None:
+def test_a_handler_whose_messages_are_refused_has_failed(cluster: Any, kept: Kept, raised: Any, options: Any) -> None:
     kept.refuses = {2}
 
     @event_handler("COPY")

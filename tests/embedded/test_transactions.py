@@ -153,9 +153,7 @@ def test_what_was_refused_stays_with_what_follows_it(engine: Any, kafka: Any, lo
     assert numbers(kafka) == [1, 2, 3, 4]
 
 
-def test_a_row_that_can_never_be_sent_holds_up_its_key_alone(
-    engine: Any, kafka: Any, logger: Any, raised: Any
-) -> None:
+def test_a_row_that_can_never_be_sent_holds_up_its_key_alone(engine: Any, kafka: Any, logger: Any, raised: Any) -> None:
     with engine.begin() as connection:
         connection.execute(insert(OUTBOX).values(topic=TOPIC, key=b"a", value=b"x" * (8 << 20)))
     written(engine, [raised(1, "b"), raised(2, "a"), raised(3, "b"), raised(4, "a")])

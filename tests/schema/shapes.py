@@ -16,7 +16,8 @@ from typing import Any
 
 import msgspec
 
-from keven_core.kafka.events.event import Event, GenericEvent
+from keven_core.kafka.details import BasicDetail
+from keven_core.kafka.events.event import Event, GenericEvent, PickledEvent
 from keven_core.kafka.kinds import EVENTS
 from keven_core.kafka.message import generic_decoders
 
@@ -54,6 +55,37 @@ class OrderPlaced(Event):
     ratio: float | None = None
 
 
+class ByHand(Event):
+    event_name = "SCHEMA_BY_HAND"
+
+    def __init__(self, payload: Any = None, **envelope: Any) -> None:
+        super().__init__(**envelope)
+        self.payload = payload
+
+    def serialize_payload(self) -> Any:
+        return self.payload
+
+    def parse_payload(self, payload: Any) -> None:
+        self.payload = payload
+
+
+class OwnAttributes(Event):
+    event_name = "SCHEMA_OWN_ATTRIBUTES"
+
+    def __init__(self, order_id: Any = None, **envelope: Any) -> None:
+        super().__init__(**envelope)
+        self.order_id = order_id
+
+
+class Part(BasicDetail):
+    __module__ = "shapes"  # also when this file is run
+
+
+class Pickled(PickledEvent):
+    event_name = "SCHEMA_PICKLED"
+    detail_class = Part
+
+
 ENVELOPE: dict[str, Any] = {
     "uuid": "5f0c6c9e-4c2c-4c51-9f0d-0d6f5f7a2b11",
     "originator": "shop-service",
@@ -70,6 +102,38 @@ def generic() -> GenericEvent:
     event = generic_decoders(EVENTS)[0](msgspec.json.encode(fields))
     assert isinstance(event, GenericEvent)
     return event
+
+
+def own_attributes() -> OwnAttributes:
+    """Its own attributes, and one that its class does not tell of."""
+    event = OwnAttributes(7, **ENVELOPE)
+    event.later = ["ä", (1, 2)]  # type: ignore[attr-defined]
+    return event
+
+
+def details() -> Part:
+    """Every value that has a tag."""
+    return Part(
+        order_id=2**53 + 1,
+        text='Zoë 漢字 \u2028 "quoted"',
+        nothing=None,
+        parts=[Part(article="bolt"), Part(article="nut")],
+        moment=datetime.datetime(2026, 3, 4, 5, 6, 7, 891011),
+        instant=ENVELOPE["created"],
+        second_time=datetime.datetime(2026, 10, 25, 2, 30, fold=1),
+        day=datetime.date(2026, 4, 1),
+        time=datetime.time(1, 2, 3),
+        span=datetime.timedelta(days=-1, microseconds=5),
+        total=decimal.Decimal("19.00"),
+        token=uuid.UUID(int=7),
+        blob=b"\x00\xff\x80",
+        pair=(1, ("a",)),
+        ids={5},
+        frozen=frozenset(["x"]),
+        by_number={1: "a", (2,): {"py/object": "no tag"}},
+        large=2**70,
+        endless=float("inf"),
+    )
 
 
 def shapes() -> dict[str, Event]:
@@ -91,6 +155,10 @@ def shapes() -> dict[str, Event]:
         ),
         "order_placed_defaults": OrderPlaced(uuid=ENVELOPE["uuid"], created=ENVELOPE["created"], order_id=1),
         "generic": generic(),
+        "by_hand_text": ByHand("text \u2028 ä", **ENVELOPE),
+        "by_hand_bytes": ByHand(b"\x00\xff", **ENVELOPE),
+        "own_attributes": own_attributes(),
+        "pickled": Pickled(details(), **ENVELOPE),
     }
 
 
@@ -100,6 +168,11 @@ def envelope_fields() -> dict[str, Any]:
     return {
         name: {key: value for key, value in schema.items() if key != "default"} for name, schema in properties.items()
     }
+
+
+def content(event: Event) -> Any:
+    """What tells two events of one class apart, beside the envelope."""
+    return (event, None) if not event.is_old_style else (type(event), getattr(event, "details", None), vars(event))
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ NAMES = {
     "producer",
     "logger",
     "mock",
+    "oldstyle",
     "suspects",
     "lifeline",
 }

@@ -4,9 +4,12 @@ import copy
 import datetime
 import decimal
 import enum
+import gc
 import json
 import pickle
+import sys
 import uuid
+import weakref
 from typing import Any
 
 import msgspec
@@ -83,7 +86,7 @@ def test_an_event_with_a_payload_of_its_own_comes_back(codec: str) -> None:
     order.originator = "shop"
     order.source_command_uuid = uuid.UUID(int=5)
     assert flat(order, codec)["payload"] == json.dumps([7, "Zoë"])
-    assert list(flat(order, codec))[0] == "event_name"
+    assert next(iter(flat(order, codec))) == "event_name"
     read = again(order, codec)
     assert type(read) is type(order)
     assert (read.order_id, read.customer, read.namespace, read.originator) == (7, "Zoë", "north", "shop")
@@ -541,7 +544,7 @@ def test_from_bytes(codec: str) -> None:
     assert isinstance(read, GenericEvent)
     assert vars(read)["a"] == 1
     assert type(cls.from_bytes(cls(1).serialize(codec))) is cls
-    with pytest.raises(UndecodableError, match="'UNKNOWN', which is no .*OrderPlaced"):
+    with pytest.raises(UndecodableError, match=r"'UNKNOWN', which is no .*OrderPlaced"):
         cls.from_bytes(read.serialize(codec))
     for wrong in (b"", b"{", b"\x81", b"[]", b"{}", b'{"event_name":""}', b'{"event_name":5}', b"[" * 100_000):
         with pytest.raises(UndecodableError):
@@ -584,3 +587,40 @@ def test_they_are_dispatched_as_others(codec: str) -> None:
     result = dispatch(order_class()(9, "Ada"), codec=codec)
     assert result.outcome == "done", result.error
     assert (seen[0].order_id, seen[0].customer) == (9, "Ada")
+
+
+def test_nothing_is_kept_of_what_init_has_put_into_the_envelope(codec: str) -> None:
+    class Marker(str): ...
+
+    marker = Marker("set by init")
+
+    class Marked(Event):
+        event_name = "MARKED"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.uuid = marker
+            if self.namespace == "fail":
+                raise ValueError("it fails")
+
+        def parse_payload(self, payload: Any) -> None:
+            raise AssertionError("there is none")
+
+        def serialize_payload(self) -> None: ...
+
+    event = Marked()
+    event.uuid = "the right one"
+    value = event.serialize(codec)
+    encode = (msgspec.json if codec == "json" else msgspec.msgpack).encode
+    failing = encode({"event_name": "MARKED", "namespace": "fail"})
+    before = sys.getrefcount(marker)
+    for _ in range(100):
+        read = Event.from_bytes(value)
+        assert read.uuid == "the right one"
+        with pytest.raises(UndecodableError, match="it fails"):
+            Event.from_bytes(failing)
+    gone = weakref.ref(read)
+    del read
+    gc.collect()
+    assert gone() is None
+    assert sys.getrefcount(marker) == before

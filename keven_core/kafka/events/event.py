@@ -1,4 +1,4 @@
-"""Events: `EventNames`, the bases `Event` and `PickledEvent`, the generic event for names without a class of their own."""
+"""Events: `EventNames`, the bases `Event` and `PickledEvent`, the generic event for other names."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Event(Message, kind=EVENTS, gc=False, kw_only=True):
     def register_event(cls, event_class: Any = None) -> Any:
         """Make a class (by default this one) the one of its `event_name`, as its definition did already; returns it.
 
-        For tests that clear the registry, and as a decorator. Raises RegistrationError when its name is taken or missing.
+        For tests that clear the registry, and as a decorator. Raises RegistrationError: its name is taken or missing.
         """
         return register_class(event_class if event_class is not None else cls, EVENTS)
 

@@ -80,12 +80,15 @@ def test_events_reach_their_handlers_as_their_classes(
         publisher.log_event(event)
         publisher.log_event(order(3), topic="keven_events")
     run(reading_server(embedded_kafka, names, [EventRunner(None, None)]), mode)
-    assert [entry for entry in seen if entry[0] is order and entry[2]] == [(order, number, "north") for number in range(3)]
+    assert [entry for entry in seen if entry[0] is order and entry[2]] == [
+        (order, number, "north") for number in range(3)
+    ]
     assert (order, 3, "") in seen
     assert (packed, [(Line, "bolt"), (Line, "nut")], 1 << 21) in seen
     assert len(seen) == 5
 
 
+@pytest.mark.logs_errors
 @MODES
 def test_what_cant_be_parsed_is_dead_lettered_and_the_rest_goes_on(embedded_kafka: Any, mode: str) -> None:
     order, _ = define()
