@@ -531,8 +531,8 @@ class HandlerOutbox(Outbox):
     In a server that is compiled code, which looks at the length of that list and no more.
 
     `source.handling` says whether a handler runs; None: it does. When none runs, messages go out at once: they come
-    from what a handler has left running. What such a thread or task raises while the next handler runs can't be told from
-    that one's; what outlives its handler should have a context of its own.
+    from what a handler has left running. What such a thread or task raises while the next handler runs can't be told
+    from that one's; what outlives its handler should have a context of its own.
     """
 
     def __init__(self, source: _Handling | None = None) -> None:

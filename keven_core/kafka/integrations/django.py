@@ -51,6 +51,7 @@ def transaction_outbox(using: str | None = None) -> TransactionOutbox:
         using: the alias of the database; None: the default one.
 
     Outside of a transaction they are sent at the end of the block. The commit hook blocks until they are acknowledged,
-    and raises PublishError where the transaction ends, which is committed all the same: the outbox keeps them for flush().
+    and raises PublishError where the transaction ends, which is committed all the same: the outbox keeps them for
+    flush().
     """
     return TransactionOutbox(using)

@@ -159,8 +159,8 @@ def session_outbox(session: Any, table: Table | None = None) -> SessionOutbox:
         table: an outbox_table(): they are written to it as part of the transaction; None: they are sent after it.
 
     What a rolled back savepoint has raised is dropped alone. What is not committed when the block ends is dropped.
-    Without a table commit() waits for the acknowledgements (in an AsyncSession the loop waits too) and raises PublishError when
-    some were not sent: the transaction stands, and `messages` of the outbox has them for flush().
+    Without a table commit() waits for the acknowledgements (in an AsyncSession the loop waits too) and raises
+    PublishError when some were not sent: the transaction stands, and `messages` of the outbox has them for flush().
     """
     return SessionOutbox(getattr(session, "sync_session", session), table)
 
@@ -169,8 +169,8 @@ class Relay:
     """Sends what stands in an outbox table to Kafka, and deletes what is acknowledged.
 
     At least once: what was sent when it died is sent again by the next one. In the order of the rows: messages of one
-    key stay in order, also when one of them is refused: those behind it wait, and what was sent together with it is sent
-    again after it. Messages of other keys go on, and so do those that have no key. Several relays may
+    key stay in order, also when one of them is refused: those behind it wait, and what was sent together with it is
+    sent again after it. Messages of other keys go on, and so do those that have no key. Several relays may
     run: on PostgreSQL one of them works at a time and another takes over when it ends (an advisory lock, which goes
     with its connection); on other databases see to it that there is only one.
 
