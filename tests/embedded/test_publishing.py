@@ -254,7 +254,10 @@ def test_what_a_task_raises_after_the_block_goes_out_at_once(kept: Kept, raised:
 
 def test_what_was_not_accepted_stays_and_can_be_flushed_again(kept: Kept, raised: Any, kinds: Any) -> None:
     kept.refuses = {2}
-    with pytest.raises(PublishError, match=r"3 of 4 message.*RAISED, ORDERED.*no room for 2") as caught, outbox() as box:
+    with (
+        pytest.raises(PublishError, match=r"3 of 4 message.*RAISED, ORDERED.*no room for 2") as caught,
+        outbox() as box,
+    ):
         keven_log_event(raised(1))
         keven_log_event(raised(2))
         keven_log_event(raised(3))

@@ -11,8 +11,8 @@ from keven_core.kafka._calls import is_async
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.kinds import MessageKind
-from keven_core.kafka.registry import HandlerRegistry
 from keven_core.kafka.publishing import handled
+from keven_core.kafka.registry import HandlerRegistry
 from keven_core.kafka.retry import RetryPolicy, policy_of
 from keven_core.kafka.routing import build_table, call_of, handlers_call
 
