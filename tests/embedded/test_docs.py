@@ -92,13 +92,17 @@ def module(command: str, folder: Path, code: int = 0) -> str:
     return done.stdout
 
 
-def test_codec_examples_run(embedded_kafka, tmp_path):
-    embedded_kafka.create_topic("keven_events_order_placed", 1)
-    # What protoc would have generated.
-    (tmp_path / "shop_pb2.py").write_text(
+def generated_envelope(folder: Path) -> None:
+    """What protoc would have generated."""
+    (folder / "shop_pb2.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT / 'tests' / 'support')!r})\n"
         "from envelopes import envelope_class\nEnvelope = envelope_class()\n"
     )
+
+
+def test_codec_examples_run(embedded_kafka, tmp_path):
+    embedded_kafka.create_topic("keven_events_order_placed", 1)
+    generated_envelope(tmp_path)
     environment = {
         **os.environ,
         "KAFKA": embedded_kafka.bootstrap_servers,
@@ -130,6 +134,13 @@ def test_old_style_examples_run(tmp_path):
     blocks = python_blocks("docs/old-style.md")
     assert len(blocks) >= 4
     run(tmp_path / "old_style.py", "\n".join(code for _, code in blocks), dict(os.environ))
+
+
+def test_migration_examples_run(tmp_path):
+    generated_envelope(tmp_path)
+    blocks = python_blocks("docs/migration.md")
+    assert len(blocks) == 2
+    run(tmp_path / "migration.py", "\n".join(code for _, code in blocks), dict(os.environ))
 
 
 def run(script: Path, code: str, environment: dict[str, str]) -> str:
