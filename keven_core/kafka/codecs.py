@@ -5,6 +5,7 @@
 JSON and MessagePack need none, and go on beside one on the same topic. On a topic that has a codec, a value is told
 apart so:
 
+    {"event_name":"..., or so in MessagePack: as this library writes it
     header `content-type`      JSON's, MessagePack's or the codec's own: it decides; another one is not heeded
     "{", whitespace "{"        JSON
     map, first key a string    MessagePack

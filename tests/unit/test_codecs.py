@@ -540,6 +540,7 @@ def test_a_header_wins() -> None:
     codec = Pipes()
     register_codec(codec)
     ours = b'{"event_name":"ORDER_PLACED","order_id":1}'
+    later = b'{"order_id":1,"event_name":"ORDER_PLACED"}'
     theirs = b'ORDER_PLACED|u|{"order_id":2}'
     packed = msgspec.msgpack.encode({"event_name": "ORDER_PLACED", "order_id": 3})
 
@@ -549,7 +550,7 @@ def test_a_header_wins() -> None:
     assert resolve(theirs).order_id == 2
     for text in (b"application/x-pipes", b"Application/X-Pipes; charset=utf-8"):
         assert resolve(theirs, headers=header(text)).order_id == 2
-        for value in (ours, packed, b" " + ours):
+        for value in (b" " + ours, later, msgspec.msgpack.encode(msgspec.json.decode(later))):
             with pytest.raises(UndecodableError, match=r"^pipes: ValueError: "):
                 resolve(value, headers=header(text))
     for text in (
@@ -566,6 +567,9 @@ def test_a_header_wins() -> None:
         with pytest.raises(UndecodableError, match="the value can't be decoded"):
             resolve(theirs, headers=header(text))
         assert codec.seen == []
+    # What begins with its name is ours, and the headers are not looked at.
+    for value, expected in ((ours, 1), (packed, 3)):
+        assert resolve(value, headers=header(b"application/x-pipes")).order_id == expected
     # What it does not know, or nothing, decides nothing; the last of several counts.
     for text in (b"application/octet-stream", b"", b"\xff", None):
         assert resolve(ours, headers=header(text)).order_id == 1
