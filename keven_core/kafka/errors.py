@@ -238,7 +238,7 @@ class DeliveryError(KafkaError):
         self.failed_count = failed_count
 
 
-class PublishError(KevenError):
+class PublishError(KafkaError):
     """Events or commands were not sent when an outbox was flushed; they are still in it, and can be flushed again.
 
     Attributes:

@@ -56,7 +56,20 @@ _ATTRIBUTES = frozenset({*vars(logging.LogRecord("", 0, "", 0, "", None, None)),
 # structlog's methods that are no levels.
 _LEVELS = {"WARN": "WARNING", "EXCEPTION": "ERROR", "FATAL": "CRITICAL", "MSG": "INFO"}
 # The modules that log about producing, and librdkafka's lines; the last stands where logging does not look for callers.
-_CLIENT_MODULES = frozenset({"_producers", "_spilling", "admin", "logger", "logs", "spill", "(unknown file)"})
+_CLIENT_MODULES = frozenset(
+    {
+        "_producers",
+        "_spilling",
+        "admin",
+        "logger",
+        "logs",
+        "publishing",
+        "reports",
+        "spill",
+        "sqlalchemy",
+        "(unknown file)",
+    }
+)
 
 
 class _Here(threading.local):
