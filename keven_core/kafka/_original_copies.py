@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import quopri
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
 from keven_core.kafka.deadletter import Attempt
+from keven_core.kafka.errors import UndecodableError
 
 if TYPE_CHECKING:
     from keven_core._native.message import Record
@@ -29,7 +30,7 @@ _BYTES: dict[str, Callable[[bytes], bytes]] = {
 
 
 class _Copy(msgspec.Struct):
-    failure_count: int
+    failure_count: Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
     message: Any
     topic: str
     timestamp: Any = None
@@ -41,16 +42,18 @@ _decode = msgspec.json.Decoder(_Copy).decode
 
 def original_attempt_of(copy: Record) -> Attempt | None:
     """What a record of the original's retry topic says; it is due at once. None: it is none."""
+    from keven_core._native.dispatch import check_nesting
     from keven_core._native.message import Record
 
     if copy.value is None or copy.value[:1] != b"{":
         return None
     try:
+        check_nesting(copy.value)
         read = _decode(copy.value)
         value = _bytes_of(read.message)
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, ValueError, UndecodableError):
         return None
-    if not read.topic or read.failure_count < 0:
+    if not read.topic:
         return None
     record = Record(
         read.topic,

@@ -37,6 +37,9 @@ BUILT_IN = ("json", "msgpack")
 _JSON_TYPE = re.compile(r"(application|text)/(json|[^;\s]+\+json)\Z")
 _MSGPACK_TYPE = re.compile(r"application/((x-|vnd\.)?msgpack|[^;\s]+\+msgpack)\Z")
 
+# RFC 6838 allows 127 characters for each half of a type; what is longer says nothing that is known here.
+_LONGEST_TYPE = 512
+
 Envelope = tuple[str, dict[str, Any], bytes]
 
 
@@ -49,6 +52,8 @@ class Codec(Protocol):
     Attributes:
         name: what KEVEN_CODEC and serialize() call it.
         content_type: what the header `content-type` of its values says, if they have one.
+        headers_first: optional; True for a format whose values may begin as ours do, with `{"event_name":`. Then the
+            header is looked at for these too, which costs more than decoding them.
     """
 
     name: str
@@ -164,9 +169,13 @@ def isolated() -> Iterator[None]:
             _registry.codecs, _registry.topics = saved
 
 
-@lru_cache(maxsize=256)  # bounded: the texts come from the wire
 def names_codec(content_type: bytes, own_type: str) -> bool | None:
     """Whether a header means the codec whose content type is `own_type`; False: JSON or MessagePack; None: neither."""
+    return _names_codec(content_type, own_type) if len(content_type) <= _LONGEST_TYPE else None
+
+
+@lru_cache(maxsize=256)  # bounded: the texts come from the wire
+def _names_codec(content_type: bytes, own_type: str) -> bool | None:
     text = content_type.decode("latin-1").partition(";")[0].strip().lower()
     if text == own_type.lower():
         return True

@@ -130,11 +130,16 @@ def retry_headers(
     return headers
 
 
+# No clock will show that time: not what this library writes.
+_NEVER_MS = 2**53
+
+
 def due_ms_of(copy: Record) -> int:
     """When a record of a retry topic is to be handled, milliseconds since the epoch; 0: it does not say so."""
     for name, value in reversed(copy.headers):
         if name == _DUE:
-            return int.from_bytes(value or b"", "big")
+            due_ms = int.from_bytes(value or b"", "big")
+            return due_ms if due_ms < _NEVER_MS else 0
     return 0
 
 

@@ -507,6 +507,9 @@ def test_records_in_the_originals_retry_topic_are_handled(embedded_kafka: Any, m
         b'{"failure_count":1,"topic":"","message":"x"}',
         b'{"failure_count":-1,"topic":"t","message":"x"}',
         b'{"failure_count":1,"topic":"t","message":{"py/b64":"*"}}',
+        b'{"failure_count":9223372036854775807,"topic":"t","message":"x"}',
+        b'{"failure_count":100000000000000000000000,"topic":"t","message":"x"}',
+        b'{"failure_count":1,"topic":"t","message":' + b"[" * 5000,
         b'{"failure_count":1,"topic":"t","message":{"py/reduce":[{"py/function":"os.system"},{"py/tuple":["x"]}]}}',
         b"{",
         b"",
@@ -523,3 +526,20 @@ def test_each_way_to_write_bytes_is_read(message: str) -> None:
     attempt = original_attempt_of(Record(WAITING, 0, 1, value=value))
     assert attempt is not None
     assert (attempt.record.value, attempt.record.attempt) == (b"a=b", 1)
+
+
+@MODES
+def test_whatever_stands_in_the_retry_topic_the_server_goes_on(embedded_kafka: Any, mode: str) -> None:
+    register(lambda event: None)
+    value = event("ORDER", number=1)
+    send(
+        embedded_kafka,
+        WAITING,
+        b'{"failure_count":1,"topic":"x","message":' + b"[" * 5000,
+        b'{"failure_count":100000000000000000000000,"topic":"t","message":"x"}',
+        Message(value, headers=[("retry_topic-backoff-timestamp", b"\xff" * 200)]),
+        Message(value, headers=[("retry_topic-backoff-timestamp", b"\x7f" + b"\xff" * 7)]),
+    )
+    with live(retrying(embedded_kafka), mode):
+        wait_until(lambda: committed(embedded_kafka, "svc", WAITING) == {0: 4}, "all are accounted for")
+    assert len(values(embedded_kafka, DEAD)) == 4

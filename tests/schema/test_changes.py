@@ -335,6 +335,12 @@ def events(**entries: dict[str, Any]) -> dict[str, Any]:
         (events(A=entry()), events(A=entry(handlers=["h"])), "event A: handler h added", False),
         (events(A=entry()), events(A=entry(topic="u")), "event A: its topic t became u", True),
         (
+            events(A=entry(codec="json")),
+            events(A=entry(codec="msgpack")),
+            "event A: its codec json became msgpack",
+            True,
+        ),
+        (
             events(A=entry()),
             events(A=entry(key_field="id")),
             "event A: key_field None became id: records of one key change partitions",

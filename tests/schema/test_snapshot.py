@@ -209,6 +209,14 @@ def test_a_handler_that_is_gone_breaks(release: Release) -> None:
     assert check(release.path).breaking == ["event ORDER_PLACED: handler builtins.print removed"]
 
 
+def test_the_codec_of_a_foreign_topic_is_kept(release: Release) -> None:
+    for codec in ("json", "msgpack"):
+        release.is_now(lambda codec=codec: event_handler(topic="prices.v1", value_type=Line, codec=codec)(print))
+        if codec == "json":
+            update(release.path)
+    assert "topic prices.v1: its codec json became msgpack" in check(release.path).breaking
+
+
 def test_the_direction_decides_and_the_other_one_is_told(release: Release) -> None:
     release.is_now(first)
     update(release.path)

@@ -567,9 +567,16 @@ def test_a_header_wins() -> None:
         with pytest.raises(UndecodableError, match="the value can't be decoded"):
             resolve(theirs, headers=header(text))
         assert codec.seen == []
-    # What begins with its name is ours, and the headers are not looked at.
+    # What begins with its name is ours, and the headers are not looked at, unless the codec's may begin so.
     for value, expected in ((ours, 1), (packed, 3)):
         assert resolve(value, headers=header(b"application/x-pipes")).order_id == expected
+    codec.headers_first = True
+    for value in (ours, packed):
+        with pytest.raises(UndecodableError, match=r"^pipes: ValueError: "):
+            resolve(value, headers=header(b"application/x-pipes"))
+        assert resolve(value, headers=header(b"application/json")).order_id in (1, 3)
+    # A text that is longer than any type decides nothing.
+    assert resolve(ours, headers=header(b"application/x-pipes" * 1000)).order_id == 1
     # What it does not know, or nothing, decides nothing; the last of several counts.
     for text in (b"application/octet-stream", b"", b"\xff", None):
         assert resolve(ours, headers=header(text)).order_id == 1

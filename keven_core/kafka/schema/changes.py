@@ -119,6 +119,8 @@ def _section(comparison: _Comparison, section: str, old: Types, new: Types) -> I
 def _entry(comparison: _Comparison, path: str, old: Node, new: Node) -> Iterator[Change]:
     if old["topic"] != new["topic"]:
         yield Change(path, f"its topic {old['topic']} became {new['topic']}", BOTH)
+    if old.get("codec") != new.get("codec"):
+        yield Change(path, f"its codec {old.get('codec')} became {new.get('codec')}", BOTH)
     if old.get("key_field") != new.get("key_field"):
         text = f"key_field {old.get('key_field')} became {new.get('key_field')}: records of one key change partitions"
         yield Change(path, text)

@@ -76,6 +76,7 @@ def take_snapshot() -> dict[str, Any]:
             "key_field": one.key_field,
             "handlers": list(one.handlers),
             "schema": _bare(one.schema),
+            **({"codec": one.codec} if one.codec is not None else {}),
         }
     plain: dict[str, Any] = json.loads(json.dumps(found))  # as it comes out of a file: lists, no tuples
     return plain

@@ -554,7 +554,7 @@ cdef class DispatchTable:
         content_type = None
         if size == 0:
             return False
-        if data[0] == c'{' or <uint8_t>data[0] >= 0x80:
+        if (data[0] == c'{' or <uint8_t>data[0] >= 0x80) and not getattr(codec, "headers_first", False):
             # What begins with its name, as we write it, is nobody else's. So the usual value costs one comparison:
             # headers would cost 0.7 us, more than its decoding, where a record has any.
             self.peek(data, size, &named)
