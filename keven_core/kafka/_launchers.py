@@ -43,8 +43,8 @@ def io_server_of(
 ) -> Any:
     """The io_server that a launcher was given; else a consumer with client and group id `server_name`.
 
-    That one is of `defaults` and the foreign topics, if `topics` is None. To be called by what a launcher calls, so that
-    a warning names the line of the service.
+    That one is of `defaults` and the foreign topics, if `topics` is None. To be called by what a launcher calls: the
+    warning names the launcher's caller.
     """
     if io_server is not None:
         _warn_of_ignored(io_server, {**options, "topics": topics})

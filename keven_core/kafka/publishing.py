@@ -112,8 +112,8 @@ class MessagePublisher:
         kind: MessageKind | None = getattr(self, "kind", None) or getattr(message, "kind", None)
         if kind is None:
             raise UsageError(
-                f"{type(self).__qualname__} can't tell whether a {type(message).__qualname__} is an event or a command: "
-                f"use EventPublisher or CommandPublisher"
+                f"{type(self).__qualname__} can't tell whether a {type(message).__qualname__} is an event or a "
+                f"command: use EventPublisher or CommandPublisher"
             )
         if kind.audit_topic is not None and getattr(message, "is_audit_event", False):
             return kind.audit_topic

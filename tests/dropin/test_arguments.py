@@ -202,9 +202,7 @@ def test_command_launchers_run_an_io_server_of_the_services_own(launcher: Callab
 
 
 @by_name([*EVENT_LAUNCHERS, *COMMAND_LAUNCHERS])
-def test_the_server_name_is_client_and_group(
-    launcher: Callable[..., Any], started: list[KafkaConsumerServer]
-) -> None:
+def test_the_server_name_is_client_and_group(launcher: Callable[..., Any], started: list[KafkaConsumerServer]) -> None:
     finished(launcher("svc"))
     (server,) = started
     assert (server.client_id, server.group_id) == ("svc", "svc")
@@ -228,18 +226,14 @@ def test_launchers_pass_auto_reprocess_errors_on(
 
 
 @by_name([start_command_receiver_server, commands_server.start_command_receiver_server_async])
-def test_launchers_pass_max_poll_interval_on(
-    launcher: Callable[..., Any], started: list[KafkaConsumerServer]
-) -> None:
+def test_launchers_pass_max_poll_interval_on(launcher: Callable[..., Any], started: list[KafkaConsumerServer]) -> None:
     finished(launcher("svc"))
     finished(launcher("svc", None, False, 600))
     assert [server._plan().max_poll_interval_s for server in started] == [180, 600]
 
 
 @by_name([events_server.start_all_events_receiver_server, events_server.start_all_events_receiver_server_async])
-def test_include_audit_adds_the_audit_topic(
-    launcher: Callable[..., Any], started: list[KafkaConsumerServer]
-) -> None:
+def test_include_audit_adds_the_audit_topic(launcher: Callable[..., Any], started: list[KafkaConsumerServer]) -> None:
     finished(launcher("svc"))
     finished(launcher("svc", None, True))
     everything = ["keven_events", "^keven_events_.*"]
@@ -342,9 +336,7 @@ def test_a_process_runs_an_io_server_of_the_services_own(
 @pytest.mark.parametrize(
     ("family", "module"), [(EventHandler, events_server), (CommandHandler, commands_server)], ids=["events", "commands"]
 )
-def test_a_handler_server_process_has_the_name(
-    family: Any, module: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_handler_server_process_has_the_name(family: Any, module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     launched: list[Any] = []
 
     def launch(target: Callable[..., Any], server_name: str, arguments: Any, **more: Any) -> str:
