@@ -65,4 +65,4 @@ result = dispatch(OrderPlaced(order_id=1))
 reveal_type(result.outcome)  # R: str
 reveal_type(result.error)  # R: Exception | None
 reveal_type(result.published[0].key)  # R: bytes | None
-dispatch("ORDER_PLACED")  # E: Argument 1 to "dispatch" has incompatible type "str"; expected "Event | bytes"  [arg-type]
+dispatch("ORDER_PLACED")  # E: Argument 1 to "dispatch" has incompatible type "str"; expected "Message | bytes"  [arg-type]
