@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     )
     from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
     from keven_core.kafka.abstracts.message_server import MessageReceiverServer
+    from keven_core.kafka.abstracts.metaclass.base_handler_meta import BaseHandlerMeta
     from keven_core.kafka.codecs import ProtobufEnvelopeCodec, register_codec
     from keven_core.kafka.commands.command import Command, CommandNames, CommandPhase, GenericCommand, PickledCommand
     from keven_core.kafka.commands.command_event import CommandErrorEvent, CommandEvent
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AllCommandsReceiverServer",
     "AllEventsReceiverServer",
+    "BaseHandlerMeta",
     "BasicDetail",
     "BatchError",
     "Command",
@@ -195,6 +197,7 @@ __getattr__, __dir__ = lazy_attributes(
             "EventReceiverServer",
         ),
         "keven_core.kafka.abstracts.message_server": ("MessageReceiverServer",),
+        "keven_core.kafka.abstracts.metaclass.base_handler_meta": ("BaseHandlerMeta",),
         "keven_core.kafka.codecs": (
             "ProtobufEnvelopeCodec",
             "register_codec",

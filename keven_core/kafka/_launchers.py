@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,7 +13,19 @@ from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import ConfigurationError
 from keven_core.kafka.kinds import MessageKind
 
-__all__ = ["consumer", "default_topics", "launch_workers"]
+__all__ = ["default_topics", "io_server_of", "launch_workers"]
+
+# What the launchers' arguments are when nobody has given them.
+_DEFAULTS = {
+    "auto_reprocess_errors": False,
+    "include_audit": False,
+    "log_exceptions": True,
+    "max_poll_interval": 180,
+    "reraise_exceptions": False,
+    "timeout": None,
+    "topics": None,
+}
+_NOT_THERE = object()
 
 
 def default_topics(kind: MessageKind) -> list[str]:
@@ -20,10 +33,23 @@ def default_topics(kind: MessageKind) -> list[str]:
     return [kind.topic, *(kind.topic_of(name) for name in kind.registry.names())]
 
 
-def consumer(
-    kind: MessageKind, server_name: str, topics: Iterable[str] | None, defaults: list[str], options: dict[str, Any]
-) -> KafkaConsumerServer:
-    """A consumer with client and group id `server_name`; of `defaults` and the foreign topics, if `topics` is None."""
+def io_server_of(
+    kind: MessageKind,
+    server_name: str,
+    io_server: Any,
+    topics: Iterable[str] | None,
+    defaults: list[str],
+    options: dict[str, Any],
+) -> Any:
+    """The io_server that a launcher was given; else a consumer with client and group id `server_name`.
+
+    That one is of `defaults` and the foreign topics, if `topics` is None. To be called by what a launcher calls: the
+    warning names the launcher's caller.
+    """
+    if io_server is not None:
+        _warn_of_ignored(io_server, {**options, "topics": topics})
+        return io_server
+    options.pop("include_audit", None)  # it is in `defaults`
     server = KafkaConsumerServer(
         list(defaults) if topics is None else topics,
         client_id=options.pop("client_id", server_name),
@@ -35,6 +61,21 @@ def consumer(
         server.topics += [t for t in kind.registry.foreign_topics() if t not in server.topics]
         server.optional_topics |= set(defaults)
     return server
+
+
+def _warn_of_ignored(io_server: Any, options: dict[str, Any]) -> None:
+    ignored = [
+        f"{name}={value!r:.80}"
+        for name, value in options.items()
+        if value != _DEFAULTS.get(name, _NOT_THERE) and value != getattr(io_server, name, _NOT_THERE)
+    ]
+    if ignored:
+        warnings.warn(
+            f"{', '.join(ignored)} is ignored, as an io_server is given: set it on the {type(io_server).__qualname__}, "
+            f"or leave io_server out",
+            DeprecationWarning,
+            stacklevel=5,
+        )
 
 
 def launch_workers(

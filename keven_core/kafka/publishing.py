@@ -108,9 +108,16 @@ class MessagePublisher:
 
     def topic_of(self, message: Any) -> str:
         """The topic that a message goes to by itself."""
-        if self.kind.audit_topic is not None and getattr(message, "is_audit_event", False):
-            return self.kind.audit_topic
-        return self.kind.topic_of(self.kind.name_of(getattr(message, self.kind.name_field)))
+        # A publisher that is neither EventPublisher nor CommandPublisher goes by the message.
+        kind: MessageKind | None = getattr(self, "kind", None) or getattr(message, "kind", None)
+        if kind is None:
+            raise UsageError(
+                f"{type(self).__qualname__} can't tell whether a {type(message).__qualname__} is an event or a "
+                f"command: use EventPublisher or CommandPublisher"
+            )
+        if kind.audit_topic is not None and getattr(message, "is_audit_event", False):
+            return kind.audit_topic
+        return kind.topic_of(kind.name_of(getattr(message, kind.name_field)))
 
     def _data(self, message: Any) -> Any:
         # A logger of ours encodes by itself, and takes the key from the message.

@@ -415,7 +415,7 @@ def test_heartbeats_are_sent_as_often_as_asked(embedded_kafka: Any) -> None:
     topics(embedded_kafka, "t")
     embedded_kafka.requests()
     with live(group_server(embedded_kafka, "t", print, heartbeat_interval=0.05)):
-        wait_until(lambda: embedded_kafka.requests().get("Heartbeat", 0) > 5, "heartbeats")
+        wait_until(lambda: embedded_kafka.requests().get("Heartbeat", 0) > 5, "heartbeats", 8)
 
 
 @MODES

@@ -163,13 +163,17 @@ def command_handler(
 
 
 def long_running_command_handler(
-    command_name: object = None, delay_commands_and_events: bool = True, **options: Any
+    command_name: object = None,
+    delay_commands_and_events: bool = True,
+    exception_handler: Callable[[Exception], Any] | None = None,
+    **options: Any,
 ) -> Callable[[Function], Function]:
     """As command_handler(), for a function that needs so long that the server has to poll meanwhile."""
     return handler_decorator(
         COMMANDS,
         command_name,
         delay_commands_and_events=delay_commands_and_events,
+        capture_exception_handler=exception_handler,
         long_running=True,
         **options,
     )

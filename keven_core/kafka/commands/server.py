@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from keven_core.kafka._launch import ServerProcess
-from keven_core.kafka._launchers import consumer, default_topics, launch_workers
+from keven_core.kafka._launchers import default_topics, io_server_of, launch_workers
 from keven_core.kafka.abstracts.command_handler import CommandHandler
 from keven_core.kafka.abstracts.commandreceiver_server import AllCommandsReceiverServer, CommandReceiverServer
 from keven_core.kafka.kinds import COMMANDS
@@ -43,18 +43,17 @@ def setup_command_receiver(
 
     Arguments:
         io_server: a server of the service's own; None: a KafkaConsumerServer with client and group id `server_name`.
+            With one, arguments that say otherwise than its attributes are ignored, with a DeprecationWarning.
         topics: None: `keven_commands`, and `keven_commands_<name>` of each command that has a handler.
         options: further keyword arguments of KafkaConsumerServer; the other arguments are among them too.
     """
-    if io_server is None:
-        options.update(
-            auto_reprocess_errors=auto_reprocess_errors,
-            timeout=timeout,
-            reraise_exceptions=reraise_exceptions,
-            log_exceptions=log_exceptions,
-        )
-        io_server = consumer(COMMANDS, server_name, topics, default_topics(COMMANDS), options)
-    return CommandReceiverServer(io_server, None, CommandHandler.handle_commands)
+    options.update(
+        auto_reprocess_errors=auto_reprocess_errors,
+        timeout=timeout,
+        reraise_exceptions=reraise_exceptions,
+        log_exceptions=log_exceptions,
+    )
+    return _command_server(server_name, io_server, topics, options)
 
 
 def start_command_receiver_server(
@@ -71,7 +70,7 @@ def start_command_receiver_server(
 
     Arguments:
         server_name: client id and consumer group.
-        io_server: a server of the service's own; None: a KafkaConsumerServer.
+        io_server: as setup_command_receiver() has it.
         auto_reprocess_errors: see KafkaConsumerServer.
         max_poll_interval: seconds that a handler may take before the server loses its partitions.
         auto_start: False: return the server at once; start it by start_sync() or `await start()`.
@@ -157,15 +156,13 @@ async def start_all_commands_receiver_server_async(
 def _command_server(
     server_name: str, io_server: Any, topics: Iterable[str] | None, options: dict[str, Any]
 ) -> CommandReceiverServer:
-    if io_server is None:
-        io_server = consumer(COMMANDS, server_name, topics, default_topics(COMMANDS), options)
+    io_server = io_server_of(COMMANDS, server_name, io_server, topics, default_topics(COMMANDS), options)
     return CommandReceiverServer(io_server, None, CommandHandler.handle_commands)
 
 
 def _all_commands_server(
     server_name: str, io_server: Any, command_handler: Callable[[Any], Any] | None, options: dict[str, Any]
 ) -> AllCommandsReceiverServer:
-    if io_server is None:
-        topics = [COMMANDS.topic, COMMANDS.all_topics_pattern]
-        io_server = consumer(COMMANDS, server_name, None, topics, options)
+    topics = [COMMANDS.topic, COMMANDS.all_topics_pattern]
+    io_server = io_server_of(COMMANDS, server_name, io_server, None, topics, options)
     return AllCommandsReceiverServer(io_server, command_handler)

@@ -7,12 +7,13 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from keven_core.kafka.details import BasicDetail
 from keven_core.kafka.envelope import register_class
 from keven_core.kafka.kinds import EVENTS
 from keven_core.kafka.message import GenericMessage, Message
 from keven_core.kafka.oldstyle import Pickled
 
-__all__ = ["Event", "EventNames", "GenericEvent", "PickledEvent", "add_names"]
+__all__ = ["BasicDetail", "Event", "EventNames", "GenericEvent", "PickledEvent", "add_names"]
 
 
 class EventNames(str, Enum):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from keven_core.kafka._launch import ServerProcess
-from keven_core.kafka._launchers import consumer, default_topics, launch_workers
+from keven_core.kafka._launchers import default_topics, io_server_of, launch_workers
 from keven_core.kafka.abstracts.event_handler import EventHandler
 from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
 from keven_core.kafka.kinds import EVENTS
@@ -43,23 +43,23 @@ def setup_event_listener(
 
     Arguments:
         io_server: a server of the service's own; None: a KafkaConsumerServer with client and group id `server_name`.
+            With one, arguments that say otherwise than its attributes are ignored, with a DeprecationWarning.
         topics: None: `keven_events` and `keven_events.audit`.
         options: further keyword arguments of KafkaConsumerServer; the other arguments are among them too.
     """
-    if io_server is None:
-        options.update(
-            auto_reprocess_errors=auto_reprocess_errors,
-            timeout=timeout,
-            reraise_exceptions=reraise_exceptions,
-            log_exceptions=log_exceptions,
-        )
-        io_server = consumer(EVENTS, server_name, topics, [EVENTS_TOPIC, AUDIT_TOPIC], options)
-    return EventReceiverServer(io_server, None, EventHandler.handle_events)
+    options.update(
+        auto_reprocess_errors=auto_reprocess_errors,
+        timeout=timeout,
+        reraise_exceptions=reraise_exceptions,
+        log_exceptions=log_exceptions,
+    )
+    return _events_server(server_name, io_server, topics, [EVENTS_TOPIC, AUDIT_TOPIC], options)
 
 
-def _events_server(server_name: str, io_server: Any, topics: Iterable[str] | None, options: dict[str, Any]) -> Any:
-    if io_server is None:
-        io_server = consumer(EVENTS, server_name, topics, default_topics(EVENTS), options)
+def _events_server(
+    server_name: str, io_server: Any, topics: Iterable[str] | None, defaults: list[str], options: dict[str, Any]
+) -> EventReceiverServer:
+    io_server = io_server_of(EVENTS, server_name, io_server, topics, defaults, options)
     return EventReceiverServer(io_server, None, EventHandler.handle_events)
 
 
@@ -75,7 +75,7 @@ def start_events_receiver_server(
 
     Arguments:
         server_name: client id and consumer group.
-        io_server: a server of the service's own; None: a KafkaConsumerServer.
+        io_server: as setup_event_listener() has it.
         auto_reprocess_errors: see KafkaConsumerServer.
         topics: None: `keven_events`, `keven_events_<name>` of each event that has a handler, and foreign topics.
         options: further keyword arguments of KafkaConsumerServer.
@@ -85,7 +85,7 @@ def start_events_receiver_server(
     cut off (3: KEVEN_DRAIN_TIMEOUT_MS had passed, 5: a second signal came).
     """
     options["auto_reprocess_errors"] = auto_reprocess_errors
-    _events_server(server_name, io_server, topics, options).start_sync()
+    _events_server(server_name, io_server, topics, default_topics(EVENTS), options).start_sync()
 
 
 async def start_events_receiver_server_async(
@@ -101,7 +101,7 @@ async def start_events_receiver_server_async(
     The loop is the caller's: `uvloop.run(start_events_receiver_server_async(...))` is the fast one.
     """
     options["auto_reprocess_errors"] = auto_reprocess_errors
-    await _events_server(server_name, io_server, topics, options).start()
+    await _events_server(server_name, io_server, topics, default_topics(EVENTS), options).start()
 
 
 def start_events_receiver_process(
@@ -151,9 +151,9 @@ def _all_events_server(
     event_handler: Callable[[Any], Any] | None,
     options: dict[str, Any],
 ) -> Any:
-    if io_server is None:
-        topics = [EVENTS_TOPIC, EVENTS.all_topics_pattern] + ([AUDIT_TOPIC] if include_audit else [])
-        io_server = consumer(EVENTS, server_name, None, topics, options)
+    topics = [EVENTS_TOPIC, EVENTS.all_topics_pattern] + ([AUDIT_TOPIC] if include_audit else [])
+    options["include_audit"] = include_audit
+    io_server = io_server_of(EVENTS, server_name, io_server, None, topics, options)
     return AllEventsReceiverServer(io_server, event_handler)
 
 
