@@ -69,6 +69,8 @@ logger = logging.getLogger("keven_core.kafka")
 # How often events of the main queue (errors, logs, tokens) are looked at while messages keep coming.
 _ATTEND_S = 0.1
 _TOPIC_WAIT_S = 10.0
+# How often brokers are made known again while a member of a group has no partitions.
+_MEETING_S = 3.0
 _OFFSET_QUERY_MS = 10_000
 _COPY_WAIT_S = 60.0
 # How long the others are waited for before a record of the retry topic is handled that a worker has died with.
@@ -159,6 +161,7 @@ class Session:
         self._stopped_at = 0.0
         self._drain_s = plan.settings.drain_timeout_ms / 1000
         self.connected = False
+        self._next_meeting = 0.0
         self.batch_timeout_ms = plan.settings.batch_timeout_ms
         self._close_timeout_s = plan.settings.close_timeout_ms / 1000
         self._owner_thread: int | None = None
@@ -860,8 +863,22 @@ class Session:
         self._serve()
         consumer = self.consumer
         assert consumer is not None
+        self._meet_brokers(consumer)
         for topic, partition, error in consumer.take_errors():
             self._on_row_error(topic, partition, error)
+
+    def _meet_brokers(self, consumer: Consumer) -> None:
+        """Without partitions for a while: perhaps the client knows no brokers any more, and has to be told of them.
+
+        A broker that comes back may name none in its first answer; librdkafka then forgets all of them, for ever
+        (librdkafka#5301).
+        """
+        now = time.monotonic()
+        if now < self._next_meeting:
+            return
+        self._next_meeting = now + _MEETING_S
+        if self.connected and self.plan.use_group and not consumer.assignment():
+            consumer.add_brokers(self.plan.address)
 
     def _serve(self) -> None:
         if self.consumer is not None and not self.consumer.closed:

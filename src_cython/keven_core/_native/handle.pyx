@@ -407,6 +407,14 @@ cdef class Client:
         cdef bytes text = reason.encode()
         api.oauthbearer_set_token_failure(self._rk(), text)
 
+    def add_brokers(self, str addresses not None):
+        """Make these brokers known again, comma-separated; those that are known are left as they are. Any thread."""
+        cdef bytes text = addresses.encode()
+        cdef const char *data = text
+        cdef rd_kafka_t *rk = self._rk()
+        with nogil:
+            api.brokers_add(rk, data)
+
     def metadata(self, int timeout_ms):
         """Partition counts by topic: {name: count}; a topic in error has a negative KafkaError code instead.
 

@@ -30,6 +30,7 @@ cdef struct Api:
     int (*set_log_queue)(rd_kafka_t *rk, rd_kafka_queue_t *rkqu) noexcept nogil
     int (*fatal_error)(rd_kafka_t *rk, char *errstr, size_t size) noexcept nogil
     int (*test_fatal_error)(rd_kafka_t *rk, int err, const char *reason) noexcept nogil
+    int (*brokers_add)(rd_kafka_t *rk, const char *brokerlist) noexcept nogil
     rd_kafka_queue_t *(*queue_new)(rd_kafka_t *rk) noexcept nogil
     rd_kafka_queue_t *(*queue_get_main)(rd_kafka_t *rk) noexcept nogil
     rd_kafka_queue_t *(*queue_get_consumer)(rd_kafka_t *rk) noexcept nogil
