@@ -95,7 +95,7 @@ def set_attributes(made: Any, attributes: dict[str, Any]) -> Any:
         if name in slots:
             slots[name].__set__(made, value)
         elif name not in reserved and cls.__dictoffset__:
-            made.__dict__[name] = value
+            object.__getattribute__(made, "__dict__")[name] = value
     return made
 
 
@@ -179,6 +179,9 @@ class _DetailReader(Reader):
         self._neighbours = _neighbours(owner)
         self._top = top
         self._as_dicts = top is None
+        if self._as_dicts:
+            # msgspec.convert() walks the whole of it, so what is shared would be walked again and again.
+            self.shared_once = self.shared_once | {list, dict}
 
     def begin(self, class_name: str) -> Any:
         if self._as_dicts:

@@ -255,6 +255,10 @@ class Pickled(OldStyle):
         """Take the details from JSON text, also from text that jsonpickle has written."""
         text = payload if isinstance(payload, str) else bytes(payload).decode()
         self.details = builder_of(self.detail_class).build(text)
+        cls: Any = type(self)
+        if cls.large_attributes:
+            # Whichever way it has come: what it refers to is in the folder, or it is refused.
+            self._wire_offloads = manager_of(cls).arrived(self.details, {}, cls.large_attributes)
 
     def load_large_attributes(self) -> None:
         """Read the attributes that lie in files into `details`, which lists none of them any more. Blocks.

@@ -188,11 +188,22 @@ _SEQUENCES: tuple[tuple[Any, str], ...] = (
 )
 
 
+_EXACT = frozenset(
+    {
+        *(str, int, float, bool, complex, bytes, type(None), decimal.Decimal, uuid.UUID),
+        *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta, datetime.timezone),
+    }
+)
+
+
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
 class Reader:
     """Reads plain data, once. A subclass says what objects become: begin() and fill()."""
+
+    # What py/id must not refer to.
+    shared_once: frozenset[type] = frozenset({tuple, set, frozenset})
 
     def __init__(self) -> None:
         # What `py/id` counts, as jsonpickle does: lists, dicts, objects, values that were made by a constructor.
@@ -235,7 +246,8 @@ class Reader:
             return self._read_reduce(content)
         make = _MAKE.get(tag)
         if make is not None:
-            return _made(make, self.read_items(content) if type(content) is list else content, tag)
+            exact = tag not in _COLLECTIONS
+            return _made(make, self.read_items(content) if type(content) is list else content, tag, exact=exact)
         rest = {key: self.read(item) for key, item in plain.items() if key not in tags}
         # A function, a class, a module, whatever: the name of it, as text.
         return rest or self.read(content)
@@ -248,8 +260,12 @@ class Reader:
 
     def _made_before(self, number: Any) -> Any:
         if type(number) is not int or not 0 <= number < len(self._made):
-            raise UndecodableError(f"py/id {number!r:.40} refers to nothing that came before it")
-        return self._made[number]
+            raise UndecodableError("py/id refers to nothing that came before it")
+        made = self._made[number]
+        if type(made) in self.shared_once:
+            # Nested, a few hundred bytes of these would be walked 2**n times by whoever hashes or copies them.
+            raise UndecodableError(f"py/id refers to a {type(made).__name__}")
+        return made
 
     def _read_object(self, plain: dict[Any, Any]) -> Any:
         class_name = plain["py/object"]
@@ -257,7 +273,7 @@ class Reader:
         if make is not None:
             number = len(self._made)
             self._made.append(None)
-            self._made[number] = _made(lambda value: make(self, value), plain, class_name)
+            self._made[number] = _made(lambda value: make(self, value), plain, class_name, exact=False)
             return self._made[number]
         made = self.begin(str(class_name))
         self._made.append(made)
@@ -289,13 +305,13 @@ class Reader:
         arguments = self.read_items(parts[1]) if len(parts) > 1 else []
         make = _CONSTRUCTORS.get(name)
         if make is not None:
-            made = _made(lambda values: make(*values), arguments, name)
+            made = _made(lambda values: make(*values), arguments, name, exact=name not in _COLLECTIONS)
             for items in parts[3:5]:
                 made = _extended(made, self.read_items(items))
             self._made[number] = made
             return made
         if name.rpartition(".")[2] in ("__newobj__", "_reconstructor", "newobj") and arguments:
-            name, arguments = str(arguments[0]), arguments[1:]
+            name, arguments = arguments[0] if type(arguments[0]) is str else "", arguments[1:]
         state = _names_of(self.read(parts[2])) if len(parts) > 2 else {}
         items = [item for part in parts[3:5] for item in self.read_items(part)]
         if state or not (arguments or items):
@@ -320,16 +336,72 @@ def _extended(made: Any, items: list[Any]) -> Any:
     return made
 
 
-def _made(make: Callable[[Any], Any], content: Any, tag: str) -> Any:
+def _made(make: Callable[[Any], Any], content: Any, tag: str, *, exact: bool) -> Any:
+    """What a constructor makes of what stands behind a tag.
+
+    It is given nothing but exact builtin types (it sees to that itself where not `exact`), so that no code of a class
+    runs which the wire has named; and the error shows none of the content, which may be as large as it likes.
+    """
+    if exact:
+        _check_exact(content, tag)
     try:
         return make(content)
     except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         if isinstance(error, UndecodableError):
             raise
-        raise UndecodableError(f"no {tag} can be made of {content!r:.80}: {error}") from error
+        raise UndecodableError(f"no {tag} can be made of a {type(content).__name__}: {error!s:.200}") from error
+
+
+def _check_exact(value: Any, tag: str) -> None:
+    """Raise UndecodableError unless a value is of builtin types, all through its lists, tuples, sets and dicts."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if type(item) in (list, tuple, set, frozenset):
+            waiting.extend(item)
+        elif type(item) is dict:
+            waiting.extend(item.values())
+        elif type(item) not in _EXACT:
+            raise UndecodableError(f"no {tag} can be made of a {type(item).__name__}")
+
+
+def _keys(items: Any, what: str) -> list[Any]:
+    """Elements of a set or keys of a dict, that may be hashed: of builtin types, and not made to have one hash."""
+    if type(items) not in (list, tuple):
+        raise UndecodableError(f"no {what} can be made of a {type(items).__name__}")
+    for item in items:
+        if type(item) in (list, dict, set):
+            raise UndecodableError(f"a {type(item).__name__} can't be in a {what}")
+        _check_exact(item, what)
+    if len(items) > 64 and len({hash(item) for item in items}) < len(items) // 8:
+        raise UndecodableError(f"the elements of a {what} are made to collide")
+    return list(items)
+
+
+def _list(items: Any) -> list[Any]:
+    if type(items) not in (list, tuple, set, frozenset):
+        raise UndecodableError(f"no list can be made of a {type(items).__name__}")
+    return list(items)
+
+
+def _complex(reader: Reader, plain: dict[str, Any]) -> complex:
+    parts = reader.read_items(plain["py/newargs"])
+    _check_exact(parts, "complex")
+    return complex(*parts)
+
+
+def _set(items: Any) -> set[Any]:
+    return set(_keys(items, "set"))
+
+
+def _frozenset(items: Any) -> frozenset[Any]:
+    return frozenset(_keys(items, "frozenset"))
 
 
 def _pairs(items: Any) -> dict[Any, Any]:
+    if type(items) not in (list, tuple) or any(type(pair) not in (list, tuple) or len(pair) != 2 for pair in items):
+        raise UndecodableError("the pairs of a dict are not pairs")
+    _keys([pair[0] for pair in items], "dict")
     return {key: item for key, item in items}  # noqa: C416  # dict(items) would take pairs of characters too
 
 
@@ -365,7 +437,7 @@ _OBJECTS: dict[str, Callable[[Reader, dict[str, Any]], Any]] = {
     "datetime.time": _from_state,
     "uuid.UUID": lambda reader, plain: uuid.UUID(hex=plain["hex"]),
     "dateutil.tz.tz.tzutc": _timezone_of,
-    "builtins.complex": lambda reader, plain: complex(*reader.read_items(plain["py/newargs"])),
+    "builtins.complex": _complex,
 }
 
 _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
@@ -374,11 +446,11 @@ _CONSTRUCTORS: dict[str, Callable[..., Any]] = {
     "decimal.Decimal": lambda text: decimal.Decimal(text),
     "pytz._UTC": lambda: datetime.timezone.utc,
     "pytz._p": lambda name, seconds=0, *_: datetime.timezone(datetime.timedelta(seconds=seconds)),
-    "builtins.set": lambda items=(): set(items),
-    "builtins.frozenset": lambda items=(): frozenset(items),
+    "builtins.set": lambda items=(): _set(_list(items)),
+    "builtins.frozenset": lambda items=(): _frozenset(_list(items)),
     "collections.OrderedDict": lambda items=(): _pairs(items),
     "collections.defaultdict": lambda *_: {},
-    "collections.deque": lambda items=(), *_: list(items),
+    "collections.deque": lambda items=(), *_: _list(items),
 }
 
 _MAKE: dict[str, Callable[[Any], Any]] = {
@@ -391,11 +463,20 @@ _MAKE: dict[str, Callable[[Any], Any]] = {
     "py/b64": lambda text: base64.b64decode(text, validate=True),
     "py/int": lambda text: int(text),
     "py/float": lambda text: float(text),
-    "py/tuple": tuple,
-    "py/set": set,
-    "py/frozenset": frozenset,
+    "py/tuple": lambda items: tuple(_list(items)),
+    "py/set": _set,
+    "py/frozenset": _frozenset,
     "py/dict": _pairs,
 }
+
+# Those that look at what they are given themselves: their elements may be objects.
+_COLLECTIONS = frozenset(
+    {
+        *("py/tuple", "py/set", "py/frozenset", "py/dict"),
+        *("builtins.set", "builtins.frozenset"),
+        *("collections.OrderedDict", "collections.deque", "collections.defaultdict"),
+    }
+)
 
 DEEP = frozenset({dict, list})
 """Types of plain data that can stand for more than themselves."""

@@ -15,6 +15,7 @@ from keven_core.kafka.details import BasicDetail
 from keven_core.kafka.errors import MessageTooLargeError, UndecodableError, UsageError
 from keven_core.kafka.events.event import Event, PickledEvent
 from keven_core.kafka.large_attributes import LargeAttributeManager, manager_of
+from keven_core.kafka.message import envelope_decoder
 
 CODECS = ("json", "msgpack")
 LARGE = "ü" * 600  # 1200 bytes
@@ -236,3 +237,13 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = Settings()
     assert (settings.large_attribute_dir, settings.large_attribute_bytes) == (None, 1 << 20)
     assert settings.large_attribute_total_bytes == 1 << 30
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../etc/passwd", "/etc/../etc/passwd"])
+def test_a_payload_cannot_name_a_file_elsewhere_either(folder: Path, scan_class: Any, path: str) -> None:
+    payload = msgspec.json.encode({"text": path, "offloads": ["text"]})
+    with pytest.raises(UndecodableError, match="is not in"):
+        scan_class().parse_payload(payload)
+    decode = envelope_decoder(Event.kind, "SCANNED")
+    with pytest.raises(UndecodableError, match="is not in"):
+        decode("SCANNED", {}, payload)

@@ -624,3 +624,24 @@ def test_nothing_is_kept_of_what_init_has_put_into_the_envelope(codec: str) -> N
     gc.collect()
     assert gone() is None
     assert sys.getrefcount(marker) == before
+
+
+def test_a_cycle_that_a_handler_makes_is_collected(codec: str) -> None:
+    class Held:
+        def __init__(self, event: Any) -> None:
+            self.event = event
+
+    class Attributes(Event):
+        event_name = "ATTRIBUTES"
+
+        def __init__(self, things: Any = None) -> None:
+            super().__init__()
+            self.things = things or []
+
+    event = Event.from_bytes(Attributes([1]).serialize(codec))
+    held = Held(event)
+    event.things.append(held)
+    gone = weakref.ref(held)
+    del event, held
+    gc.collect()
+    assert gone() is None

@@ -1,6 +1,7 @@
 """Values with tags: what is written comes back, what jsonpickle has written is read, and nothing is imported or run."""
 
 import base64
+import contextlib
 import datetime
 import decimal
 import json
@@ -482,3 +483,99 @@ def test_mutated_bytes_are_read_or_refused(old_events: dict[str, Any], codec: st
     with nothing_imported():
         with suppress(UndecodableError):
             Event.from_bytes(bytes(value))
+
+
+# --- content that is made to do harm -----------------------------------------------------------------------------
+
+
+def refuses(*args: Any, **kwargs: Any) -> Any:
+    raise AssertionError("code of a class that the wire has named")
+
+
+class Trap:
+    """A neighbour of the details' class whose every method is a mistake to call."""
+
+    __hash__ = __eq__ = __repr__ = __str__ = __iter__ = __len__ = __bool__ = refuses  # type: ignore[assignment]
+    __index__ = __float__ = __complex__ = __int__ = __getitem__ = __setattr__ = refuses  # type: ignore[assignment]
+    __getattribute__ = refuses  # type: ignore[assignment]
+
+
+class Trapped:
+    def __init__(self, content: Any = None) -> None:
+        self.content = content
+
+
+TRAP = {"py/object": "shop.Trap", "size": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"py/set": [TRAP]},
+        {"py/frozenset": [TRAP]},
+        {"py/dict": [[TRAP, 1]]},
+        {"py/dict": [TRAP]},
+        {"py/decimal": TRAP},
+        {"py/int": TRAP},
+        {"py/float": TRAP},
+        {"py/uuid": TRAP},
+        {"py/b64": TRAP},
+        {"py/datetime": TRAP},
+        {"py/date": TRAP},
+        {"py/timedelta": [TRAP]},
+        {"py/object": "builtins.complex", "py/newargs": {"py/tuple": [TRAP, 1]}},
+        *(
+            {"py/reduce": [{"py/type": name}, {"py/tuple": [argument]}]}
+            for name in (
+                "builtins.set",
+                "builtins.frozenset",
+                "collections.OrderedDict",
+                "collections.deque",
+                "collections.defaultdict",
+                "decimal.Decimal",
+                "datetime.timedelta",
+                "datetime.timezone",
+                "copyreg.__newobj__",
+                "copyreg._reconstructor",
+            )
+            for argument in (TRAP, [TRAP], [[TRAP, 1]])
+        ),
+    ],
+    ids=str,
+)
+def test_no_code_of_a_class_runs_that_the_wire_has_named(content: Any) -> None:
+    with contextlib.suppress(UndecodableError):
+        DetailBuilder(Trapped).build({"content": content})
+
+
+@pytest.mark.parametrize("tag", ["py/set", "py/frozenset", "py/dict"])
+def test_elements_that_are_made_to_collide_are_refused(tag: str) -> None:
+    numbers = [{"py/int": str(number * (2**61 - 1))} for number in range(1000)]
+    content = [[number, 1] for number in numbers] if tag == "py/dict" else numbers
+    with pytest.raises(UndecodableError, match="are made to collide"):
+        DetailBuilder(BasicDetail).build({"content": {tag: content}})
+
+
+def test_what_is_shared_again_and_again_is_not_walked_again_and_again() -> None:
+    levels: list[Any] = [{"py/reduce": [{"py/type": "x.y"}, {"py/tuple": [{"py/tuple": [1, 1]}]}]}]
+    for number in range(2, 42):
+        twice = {"py/tuple": [{"py/id": number}, {"py/id": number}]}
+        levels.append({"py/reduce": [{"py/type": "x.y"}, {"py/tuple": [twice]}]})
+    with pytest.raises(UndecodableError, match="refers to a tuple"):
+        DetailBuilder(BasicDetail).build({"content": levels})
+
+    class Node(msgspec.Struct):
+        children: "list[Any]" = []
+
+    nested: dict[str, Any] = {"children": []}
+    with pytest.raises(UndecodableError, match="refers to a "):
+        DetailBuilder(Node).build({"children": [nested, {"py/id": 2}]})
+
+
+def test_an_error_does_not_show_what_may_be_endless() -> None:
+    content: Any = []
+    for _ in range(40):
+        content = [content]
+    with pytest.raises(UndecodableError) as caught:
+        DetailBuilder(BasicDetail).build({"content": {"py/uuid": {"x": content}}})
+    assert len(str(caught.value)) < 400

@@ -12,6 +12,11 @@ from cpython.set cimport PySet_Contains
 
 import msgspec
 
+cdef extern from "Python.h":
+    int PyObject_IS_GC(object o)
+    int PyObject_GC_IsTracked(object o)
+    void PyObject_GC_Track(object o)
+
 from keven_core.kafka import errors
 
 cdef extern from "structmember.h":
@@ -223,4 +228,7 @@ cdef class AttributesDecoder:
             message.__dict__.update(attributes)
         else:
             self.fill(message, attributes, None)
+        # msgspec leaves what it has decoded untracked; from now on a service may make it part of a cycle.
+        if PyObject_IS_GC(message) and not PyObject_GC_IsTracked(message):
+            PyObject_GC_Track(message)
         return message
