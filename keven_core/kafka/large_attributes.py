@@ -38,7 +38,7 @@ __all__ = ["LargeAttributeManager", "Offload", "manager_of"]
 
 logger = logging.getLogger("keven_core.kafka")
 
-_PATH = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}/[0-9A-Za-z-]{1,64}_\w{1,128}\.la", re.ASCII)
+_PATH = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}(-[0-9a-f]{16})?/[0-9A-Za-z-]{1,64}_\w{1,128}\.la", re.ASCII)
 _CHUNK = 1 << 20
 _VARIABLES = ("KEVEN_LARGE_ATTRIBUTE_DIR", "KEVEN_LARGE_ATTRIBUTE_BYTES", "KEVEN_LARGE_ATTRIBUTE_TOTAL_BYTES")
 
@@ -117,6 +117,7 @@ class LargeAttributeManager:
     def _write(self, message: Any, name: str, data: bytes, is_text: bool) -> Offload:
         created = message.created
         day = (created if isinstance(created, datetime.date) else datetime.datetime.now()).strftime("%Y-%m-%d")
+        digest = hashlib.sha256(data).hexdigest()
         path = f"{day}/{message.uuid}_{name}.la"
         if not _PATH.fullmatch(path):
             raise UsageError(
@@ -126,10 +127,21 @@ class LargeAttributeManager:
         if self._is_default:
             _warn_of_default(self.folder)
         try:
+            if not self._is_free(self.folder / path, data):
+                # The message was written before with another content, which is still wanted.
+                path = f"{day}-{digest[:16]}/{message.uuid}_{name}.la"
             self._write_file(self.folder / path, data)
         except OSError as error:
             raise UsageError(f"the large attribute {name} can't be written to {self.folder}: {error}") from error
-        return Offload(path, len(data), hashlib.sha256(data).hexdigest(), is_text)
+        return Offload(path, len(data), digest, is_text)
+
+    @staticmethod
+    def _is_free(target: Path, data: bytes) -> bool:
+        """Whether there is no such file, or one with the same content."""
+        try:
+            return target.stat().st_size == len(data) and target.read_bytes() == data
+        except FileNotFoundError:
+            return True
 
     def _write_file(self, target: Path, data: bytes) -> None:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -247,3 +247,17 @@ def test_a_payload_cannot_name_a_file_elsewhere_either(folder: Path, scan_class:
     decode = envelope_decoder(Event.kind, "SCANNED")
     with pytest.raises(UndecodableError, match="is not in"):
         decode("SCANNED", {}, payload)
+
+
+def test_a_message_that_is_written_again_with_another_content_takes_nothing_from_the_first(
+    folder: Path, scan_class: Any
+) -> None:
+    event = scan(scan_class, text=LARGE)
+    first, again = event.serialize(), event.serialize()
+    event.details.text = LARGE[::-1] + "!"
+    second = event.serialize()
+    assert len(files(folder)) == 2
+    for value, text in ((first, LARGE), (again, LARGE), (second, LARGE[::-1] + "!")):
+        read = Event.from_bytes(value)
+        read.load_large_attributes()
+        assert read.details.text == text
