@@ -91,7 +91,11 @@ def set_attributes(made: Any, attributes: dict[str, Any]) -> Any:
     cls: Any = type(made)
     reserved = reserved_names(cls)
     slots = _slots(cls)
+    # The envelope of a message has been checked; what stands in a state of jsonpickle has not.
+    checked = getattr(cls, "__struct_fields__", ())
     for name, value in attributes.items():
+        if name in checked:
+            continue
         if name in slots:
             slots[name].__set__(made, value)
         elif name not in reserved and cls.__dictoffset__:

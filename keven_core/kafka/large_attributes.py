@@ -27,7 +27,7 @@ import uuid
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -54,7 +54,7 @@ class Offload(msgspec.Struct, frozen=True, gc=False):
     """
 
     path: str
-    size_bytes: int
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
     sha256: str
     is_text: bool = True
 
@@ -182,7 +182,12 @@ class LargeAttributeManager:
         listed = getattr(details, "offloads", None)
         if isinstance(listed, list) and listed and not offloads:
             # As older producers write it: names only, the attributes hold absolute paths, and there is no checksum.
-            offloads = {name: self._older(details, name) for name in listed if isinstance(name, str)}
+            for name in listed:
+                if name not in allowed:
+                    raise UndecodableError(
+                        f"{name!r:.80} is none of its large attributes: {', '.join(sorted(allowed))}"
+                    )
+            offloads = {name: self._older(details, name) for name in dict.fromkeys(listed)}
         if sum(offload.size_bytes for offload in offloads.values()) > self.total_bytes:
             raise UndecodableError(
                 f"its large attributes are more than KEVEN_LARGE_ATTRIBUTE_TOTAL_BYTES={self.total_bytes}"
@@ -199,6 +204,8 @@ class LargeAttributeManager:
     def _older(self, details: Any, name: str) -> Offload:
         try:
             path = Path(getattr(details, name)).relative_to(self.folder).as_posix()
+            if not path.endswith(f"_{name}.la"):
+                raise ValueError
         except (TypeError, ValueError, AttributeError):
             raise UndecodableError(f"the file of the large attribute {name!r:.80} is not in {self.folder}") from None
         with self._opened(path, name) as file:
@@ -209,7 +216,10 @@ class LargeAttributeManager:
         """Read the files that `details` refers to into its attributes. Blocks. Raises UndecodableError."""
         for name, offload in self.still_in_files(details, offloads).items():
             data = self.read(offload, name)
-            setattr(details, name, data.decode() if offload.is_text else data)
+            try:
+                setattr(details, name, data.decode() if offload.is_text else data)
+            except UnicodeDecodeError as error:
+                raise UndecodableError(f"the file of the large attribute {name!r:.80} is no text: {error}") from error
         details.offloads = []
 
     def read(self, offload: Offload, name: str) -> bytes:

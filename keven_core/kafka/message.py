@@ -61,7 +61,7 @@ class Message(msgspec.Struct, metaclass=MessageMeta, gc=False, kw_only=True):
         Raises UsageError for a message without a name, or that the codec can't take; ConfigurationError for a codec
         that is not registered.
         """
-        kind = self.kind
+        kind = type(self).kind
         if not getattr(self, kind.name_field):
             raise UsageError(f"{type(self).__qualname__} has no {kind.name_field}, so nobody could tell what it is")
         if codec not in BUILT_IN:
@@ -128,7 +128,7 @@ class Message(msgspec.Struct, metaclass=MessageMeta, gc=False, kw_only=True):
 
         Raises UsageError if it has none.
         """
-        kind = self.kind
+        kind = type(self).kind
         name = getattr(self, kind.name_field)
         for handler in kind.registry.handlers_of(kind.name_of(name)):
             if handler.is_class:
@@ -154,8 +154,10 @@ class GenericMessage:
         """The message as it goes over the wire, with every field that it came with; `codec` is as of other messages."""
         if codec not in BUILT_IN:
             return encode_by(codec, self)
-        name_field = self.kind.name_field
-        own = {name: getattr(self, name) for name in _envelope_of(self.kind).__struct_fields__ if name != name_field}
+        name_field = type(self).kind.name_field
+        own = {
+            name: getattr(self, name) for name in _envelope_of(type(self).kind).__struct_fields__ if name != name_field
+        }
         flat = {name_field: getattr(self, name_field), **own, **self.fields}
         return msgspec.msgpack.encode(flat) if codec == "msgpack" else msgspec.json.encode(flat)
 
@@ -289,7 +291,7 @@ def _own_fields(payload: bytes, check_nesting: Callable[[bytes], None]) -> dict[
 
 def _take_apart(message: Any) -> tuple[str, dict[str, Any], bytes]:
     """The reverse, for a codec's encode(): (name, fields of the envelope, payload)."""
-    kind: MessageKind = message.kind
+    kind: MessageKind = type(message).kind
     name = getattr(message, kind.name_field)
     fields = {field: getattr(message, field) for field in ENVELOPE_FIELDS}
     if message.is_old_style:

@@ -273,10 +273,10 @@ class Outbox:
         acknowledgement did not come in time may arrive twice then.
         """
         with self._lock:
-            waiting = [message for message in self.messages if kind is None or message.kind is kind]
+            waiting = [message for message in self.messages if kind is None or type(message).kind is kind]
             sent: set[int] = set()
             wait = not _in_handler()
-            for of_kind, group in itertools.groupby(waiting, lambda message: message.kind):
+            for of_kind, group in itertools.groupby(waiting, lambda message: type(message).kind):
                 messages = list(group)
                 unsent = self._publish(of_kind, messages, wait)
                 kept = {id(message) for message, _ in unsent}
@@ -320,7 +320,7 @@ class Outbox:
         outer = self._outer()
         if outer is not None:
             for message in list(self.messages):
-                if message.kind in outer.kinds:
+                if type(message).kind in outer.kinds:
                     outer.outbox.add(message)
                     self._take_out(message)
         if self.messages:
@@ -393,7 +393,7 @@ def _in_handler() -> bool:
 
 
 def _publish_error(left: list[Message], count: int, cause: Exception) -> PublishError:
-    names = ", ".join(dict.fromkeys(getattr(message, message.kind.name_field) for message in left))
+    names = ", ".join(dict.fromkeys(getattr(message, type(message).kind.name_field) for message in left))
     return PublishError(
         f"{len(left)} of {count} message(s) were not sent and are kept in the outbox ({names[:300]}): {cause}", left
     )
@@ -403,7 +403,7 @@ def _publish_error(left: list[Message], count: int, cause: Exception) -> Publish
 
 
 def _checked(kind: MessageKind, message: Any) -> Message:
-    if not isinstance(message, Message) or message.kind is not kind:
+    if not isinstance(message, Message) or type(message).kind is not kind:
         raise UsageError(f"{kind.a_noun} is published here, not {type(message).__name__}")
     if not getattr(message, kind.name_field):
         raise UsageError(f"{type(message).__qualname__} has no {kind.name_field}, so nobody could tell what it is")
@@ -472,10 +472,10 @@ class WriteCache(MutableSequence[Any]):
         self._box = box
 
     def _positions(self) -> list[int]:
-        return [i for i, message in enumerate(self._box.messages) if message.kind is self._kind]
+        return [i for i, message in enumerate(self._box.messages) if type(message).kind is self._kind]
 
     def _now(self) -> list[Any]:
-        return [message for message in self._box.messages if message.kind is self._kind]
+        return [message for message in self._box.messages if type(message).kind is self._kind]
 
     def __len__(self) -> int:
         return len(self._now())

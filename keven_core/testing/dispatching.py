@@ -79,7 +79,7 @@ def dispatch(
     from keven_core._native.message import Record
 
     if isinstance(message, Message):
-        kind = message.kind
+        kind = type(message).kind
         value = message.serialize(codec)
         key = key if key is not None else key_of(message)
         topic = topic or kind.topic_of(getattr(message, kind.name_field))

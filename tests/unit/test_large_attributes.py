@@ -261,3 +261,21 @@ def test_a_message_that_is_written_again_with_another_content_takes_nothing_from
         read = Event.from_bytes(value)
         read.load_large_attributes()
         assert read.details.text == text
+
+
+def test_older_lists_of_offloads_are_confined_to_the_attribute(folder: Path, scan_class: Any) -> None:
+    event = scan(scan_class, text=LARGE, image=b"\xff" * 1001)
+    event.serialize()
+    text, image = (str(path) for path in sorted(files(folder), key=lambda path: "image" in path.name))
+    read = scan_class()
+    read.parse_payload(msgspec.json.encode({"text": text, "offloads": ["text", "text"]}))
+    assert read.details.offloads == ["text"]
+    for plain in (
+        {"text": image, "offloads": ["text"]},
+        {"size": text, "offloads": ["size"]},
+        {"offloads": [["text"]]},
+    ):
+        with pytest.raises(UndecodableError):
+            scan_class().parse_payload(msgspec.json.encode(plain))
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"path": "x", "size_bytes": -2, "sha256": "", "is_text": True}, large_attributes.Offload)

@@ -21,6 +21,7 @@ from keven_core.kafka.envelope import MessageMeta, key_of
 from keven_core.kafka.errors import RegistrationError, UndecodableError, UsageError
 from keven_core.kafka.events.event import Event, EventNames, GenericEvent, PickledEvent
 from keven_core.kafka.oldstyle import OldStyleMeta
+from keven_core.kafka.publishing import outbox
 from keven_core.testing import dispatch
 
 CODECS = ("json", "msgpack")
@@ -645,3 +646,33 @@ def test_a_cycle_that_a_handler_makes_is_collected(codec: str) -> None:
     del event, held
     gc.collect()
     assert gone() is None
+
+
+def test_a_state_cannot_change_the_envelope(codec: str) -> None:
+    class Stated(Event):
+        event_name = "STATED"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.size = 0
+
+    value = {"event_name": "STATED", "uuid": "u-1", "size": 1, "py/state": {"uuid": 5, "size": 2}}
+    assert Event.from_bytes(getattr(msgspec, codec).encode(value)).uuid == "u-1"
+
+
+def test_an_attribute_may_be_called_kind(codec: str) -> None:
+    class Kinds(Event):
+        event_name = "KINDS"
+
+        def __init__(self, kind: Any = None) -> None:
+            super().__init__()
+            self.kind = kind
+
+    event = Event.from_bytes(Kinds("parcel").serialize(codec))
+    assert event.kind == "parcel"
+    with outbox() as box:
+        event.log()
+        assert len(box) == 1
+        box.drop()
+    with pytest.raises(UsageError, match="has no handler class"):
+        event.create_handler()

@@ -80,7 +80,7 @@ def write_messages(connection: Any, table: Table, messages: list[Message]) -> No
     if messages:
         # One statement for each: only so are their numbers in the order of the list on every database.
         for message in messages:
-            topic = message.kind.publisher_class()(None).topic_of(message)
+            topic = type(message).kind.publisher_class()(None).topic_of(message)
             connection.execute(insert(table).values(topic=topic, key=key_of(message), value=message.serialize()))
 
 
