@@ -183,7 +183,7 @@ class LargeAttributeManager:
         if isinstance(listed, list) and listed and not offloads:
             # As older producers write it: names only, the attributes hold absolute paths, and there is no checksum.
             for name in listed:
-                if name not in allowed:
+                if not isinstance(name, str) or name not in allowed:
                     raise UndecodableError(
                         f"{name!r:.80} is none of its large attributes: {', '.join(sorted(allowed))}"
                     )
