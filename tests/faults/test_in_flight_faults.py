@@ -58,7 +58,7 @@ def finish(load: Load, address: str, *members: Worker, repeats: int, gone: tuple
     """Everything handled, members that end in order with everything committed, and nothing wrong."""
     load.stop()
     wait_until_all_handled(load, *members, *gone)
-    # All at once: who ends while others rearrange the group may be refused its last commit, and says so by its exit code.
+    # All at once: who ends while others rearrange the group may be refused its last commit (exit code 4).
     for member in members:
         member.terminate()
     for member in members:
