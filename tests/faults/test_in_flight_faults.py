@@ -6,8 +6,10 @@ fault comes in test_cluster.py as well, with three of them.
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from in_flight import CREWS, IN_FLIGHT, lane_of_key, load_for, start_member, wait_for_in_flight, window
 from real_services import (
@@ -41,6 +43,13 @@ def wait_until_shared(*members: Worker) -> None:
     for member in [*members, *members]:  # the first ones have to give some up when the last one comes
         member.wait_for_more(30)
     wait_for_in_flight(*members, each=3)
+
+
+def wait_until_stopped(worker: Worker) -> None:
+    """Wait until each of its threads stands still: they stop one after the other, and may write a last line."""
+    process = psutil.Process(worker.pid)
+    states = [Path(f"/proc/{thread.id}/status") for thread in process.threads()]
+    wait_until(lambda: all("\nState:\tT" in state.read_text() for state in states), "it stands still")
 
 
 def wait_for_takeover(load: Load, survivor: Worker, absent: Worker) -> None:
@@ -138,6 +147,7 @@ def test_a_member_stands_still_past_its_session(
         still, other = (start_member(services, name, crew, protocol=protocol) for name in ("still", "other"))
         wait_until_shared(still, other)
         still.send_signal(signal.SIGSTOP)
+        wait_until_stopped(still)
         begun, count = still.in_flight, still.count
         assert begun > 0
         wait_for_takeover(load, other, still)
