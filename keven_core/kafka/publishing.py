@@ -305,9 +305,12 @@ class Outbox:
 
     def drop(self, start: int = 0) -> None:
         """Forget what waits, from a position on."""
-        count = len(self.messages) - start
+        self._forget(self.messages, start)
+
+    def _forget(self, messages: list[Message], start: int) -> None:
+        count = len(messages) - start
         if count > 0:
-            del self.messages[start : start + count]
+            del messages[start : start + count]
             logger.debug("%d message(s) are not sent, since what they were raised by has failed", count)
 
     def _outer(self) -> _Place | None:

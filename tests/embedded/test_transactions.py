@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from embedded_support import quick, values, wait_until
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, insert, select
-from sqlalchemy.orm import Session
+from sqlalchemy.event import listen
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmaker
 
-from keven_core.kafka.errors import PublishError
+from keven_core.kafka.errors import PublishError, UsageError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.events.logger import keven_clear_event_publishers, keven_log_event, keven_set_publisher
 from keven_core.kafka.events.publisher import EventPublisher
@@ -132,6 +134,183 @@ def test_a_transaction_that_fails_to_commit_sends_nothing(engine: Any, kafka: An
         session.execute(insert(ORDERS).values(id=1))
         session.commit()
     assert waiting(engine) == 0
+
+
+class Base(DeclarativeBase):
+    metadata = metadata
+
+
+class Order(Base):
+    __table__ = ORDERS
+
+
+WAYS = pytest.mark.parametrize("table", [None, OUTBOX], ids=["at-commit", "table"])
+
+
+def sent(engine: Any, kafka: Any, logger: Any) -> list[int]:
+    """What is on Kafka when a relay has seen to the table, too."""
+    while Relay(engine, OUTBOX, logger).run_once():
+        pass
+    return numbers(kafka)
+
+
+@WAYS
+def test_a_flush_that_fails_in_a_savepoint_drops_the_savepoints_messages_alone(
+    engine: Any, kafka: Any, logger: Any, raised: Any, table: Any
+) -> None:
+    with Session(engine) as session, session_outbox(session, table):
+        session.add(Order(id=1))
+        session.flush()
+        keven_log_event(raised(1))
+        with pytest.raises(IntegrityError), session.begin_nested():
+            keven_log_event(raised(2))
+            session.execute(insert(ORDERS).values(id=2))
+            session.expunge_all()
+            session.add(Order(id=1))
+            session.flush()
+        keven_log_event(raised(3))
+        session.commit()
+    assert sent(engine, kafka, logger) == [1, 3]
+
+
+@WAYS
+def test_what_a_closed_transaction_has_raised_is_not_sent_by_the_next(
+    engine: Any, kafka: Any, logger: Any, raised: Any, table: Any
+) -> None:
+    with Session(engine) as session, session_outbox(session, table):
+        session.execute(insert(ORDERS).values(id=1))
+        keven_log_event(raised(1))
+        session.close()
+        keven_log_event(raised(2))
+        session.commit()
+    assert sent(engine, kafka, logger) == [2]
+
+
+def test_what_was_committed_and_refused_outlives_rollback_and_block(
+    engine: Any, kafka: Any, logger: Any, raised: Any
+) -> None:
+    with pytest.raises(PublishError), Session(engine) as session, session_outbox(session) as box:
+        keven_log_event(raised(1))
+        kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
+        try:
+            session.commit()
+        except PublishError:
+            keven_log_event(raised(2))
+            session.rollback()
+            raise
+    assert [message.number for message in box.messages] == [1]
+    assert box.flush() == 1
+    assert numbers(kafka) == [1]
+
+
+def test_the_next_commit_sends_what_the_last_could_not(engine: Any, kafka: Any, logger: Any, raised: Any) -> None:
+    with Session(engine) as session, session_outbox(session):
+        keven_log_event(raised(1))
+        kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
+        with pytest.raises(PublishError):
+            session.commit()
+        keven_log_event(raised(2))
+        session.commit()
+    assert numbers(kafka) == [1, 2]
+
+
+@WAYS
+@pytest.mark.parametrize("hook", ["before_flush", "after_flush", "after_flush_postexec", "before_commit"])
+def test_what_is_raised_during_the_commit_goes_with_it(
+    engine: Any, kafka: Any, logger: Any, raised: Any, table: Any, hook: str
+) -> None:
+    with Session(engine) as session, session_outbox(session, table):
+        listen(session, hook, lambda *arguments: keven_log_event(raised(1)))
+        session.add(Order(id=1))
+        session.commit()
+        keven_log_event(raised(2))
+        session.rollback()
+    assert sent(engine, kafka, logger) == [1]
+
+
+@WAYS
+def test_what_is_raised_after_the_commit_is_not_lost(
+    engine: Any, kafka: Any, logger: Any, raised: Any, table: Any
+) -> None:
+    with Session(engine) as session, session_outbox(session, table):
+        listen(session, "after_commit", lambda session: keven_log_event(raised(2)), once=True)
+        keven_log_event(raised(1))
+        session.commit()
+        session.commit()
+    assert sent(engine, kafka, logger) == [1, 2]
+
+
+@WAYS
+def test_the_end_of_the_block_comes_before_a_commit(
+    engine: Any, kafka: Any, logger: Any, raised: Any, table: Any
+) -> None:
+    with Session(engine) as session:
+        with pytest.raises(ZeroDivisionError), session_outbox(session, table):
+            session.execute(insert(ORDERS).values(id=1))
+            with session.begin_nested():
+                keven_log_event(raised(1))
+            raise ZeroDivisionError
+        session.commit()
+    assert sent(engine, kafka, logger) == []
+
+
+@WAYS
+def test_a_commit_with_an_open_savepoint_takes_its_messages_along(
+    engine: Any, kafka: Any, logger: Any, raised: Any, table: Any
+) -> None:
+    with Session(engine) as session, session_outbox(session, table), session.begin():
+        keven_log_event(raised(1))
+        session.begin_nested()
+        keven_log_event(raised(2))
+    assert sent(engine, kafka, logger) == [1, 2]
+
+
+@WAYS
+def test_savepoints_within_savepoints(engine: Any, kafka: Any, logger: Any, raised: Any, table: Any) -> None:
+    with Session(engine) as session, session_outbox(session, table):
+        keven_log_event(raised(1))
+        with pytest.raises(ZeroDivisionError), session.begin_nested():
+            keven_log_event(raised(2))
+            with session.begin_nested():
+                keven_log_event(raised(3))
+            raise ZeroDivisionError
+        with session.begin_nested():
+            keven_log_event(raised(4))
+            with session.begin_nested():
+                keven_log_event(raised(5))
+        session.commit()
+    assert sent(engine, kafka, logger) == [1, 4, 5]
+
+
+@WAYS
+def test_other_sessions_of_a_scoped_session_have_no_say(
+    engine: Any, kafka: Any, logger: Any, raised: Any, table: Any
+) -> None:
+    scoped = scoped_session(sessionmaker(engine))
+
+    def others() -> None:
+        with scoped() as session:
+            session.commit()
+            session.begin()
+            session.rollback()
+
+    with session_outbox(scoped, table):
+        keven_log_event(raised(1))
+        thread = threading.Thread(target=others)
+        thread.start()
+        thread.join()
+        assert sent(engine, kafka, logger) == []
+        scoped.commit()
+    scoped.remove()
+    assert sent(engine, kafka, logger) == [1]
+
+
+@pytest.mark.parametrize("wrong", [None, "session", sessionmaker(), Session], ids=str)
+def test_what_is_no_session_is_refused_and_collects_nothing(kafka: Any, logger: Any, raised: Any, wrong: Any) -> None:
+    with pytest.raises(UsageError, match="session_outbox\\(\\) takes a Session"), session_outbox(wrong):
+        pass
+    keven_log_event(raised(1))
+    assert numbers(kafka) == [1]
 
 
 def written(engine: Any, messages: list[Any]) -> None:

@@ -47,7 +47,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session, SessionTransaction
 
 from keven_core.kafka.envelope import key_of
-from keven_core.kafka.errors import PublishError
+from keven_core.kafka.errors import PublishError, UsageError
 from keven_core.kafka.logger import KafkaLogger
 from keven_core.kafka.message import Message
 from keven_core.kafka.publishing import Outbox
@@ -85,17 +85,23 @@ def write_messages(connection: Any, table: Table, messages: list[Message]) -> No
 
 
 class SessionOutbox(Outbox):
-    """Collects messages for the transactions of a session. Use session_outbox()."""
+    """Collects messages for the transactions of a session. Use session_outbox().
+
+    Attributes:
+        messages: of transactions that are committed: what Kafka did not accept stays, for flush() or the next commit.
+    """
 
     def __init__(self, session: Session, table: Table | None = None) -> None:
         super().__init__()
         self._session = session
         self._table = table
-        self._committed = False
+        self._uncommitted: list[Message] = []
+        self._written = 0  # so many of them are rows
+        self._due = 0  # commits under way: with an open savepoint, that of the transaction brings that of the savepoint
+        self._committed: SessionTransaction | None = None  # the last one
         self._savepoints: dict[SessionTransaction, int] = {}
         self._listeners: list[tuple[str, Callable[..., Any]]] = [
             ("after_transaction_create", self._on_begin),
-            ("after_soft_rollback", self._on_rollback),
             ("before_commit", self._on_commit_due),
             ("after_commit", self._on_committed),
             ("after_transaction_end", self._on_end),
@@ -105,35 +111,51 @@ class SessionOutbox(Outbox):
         """Have a message wait for the session's transaction, which begins here if nothing has begun it."""
         if not self._session.in_transaction():
             self._session.begin()
-        super().add(message)
+        self._uncommitted.append(message)
+        self._write_due()
+
+    def _write_due(self) -> None:
+        # As late as can be, but also what the flush and the listeners of a commit raise.
+        if self._table is not None and self._due and not self._session.in_nested_transaction():
+            with self._session.no_autoflush:  # which would raise others in between
+                write_messages(self._session, self._table, self._uncommitted[self._written :])
+            self._written = len(self._uncommitted)
 
     def _on_begin(self, session: Session, transaction: SessionTransaction) -> None:
         if transaction.nested:
-            self._savepoints[transaction] = len(self.messages)
-
-    def _on_rollback(self, session: Session, transaction: SessionTransaction) -> None:
-        self.drop(self._savepoints.pop(transaction, 0) if transaction.nested else 0)
+            self._savepoints[transaction] = len(self._uncommitted)
 
     def _on_commit_due(self, session: Session) -> None:
-        if self._table is not None and not session.in_nested_transaction():
-            write_messages(session, self._table, self.messages)
+        self._due += 1
+        self._write_due()
 
     def _on_committed(self, session: Session) -> None:
-        if not session.in_nested_transaction():
-            self._committed = True
+        self._due -= 1
+        self._committed = session.get_nested_transaction() or session.get_transaction()
 
     def _on_end(self, session: Session, transaction: SessionTransaction) -> None:
-        # A savepoint ends before it is told that it was rolled back, so they are kept until here.
-        if transaction.parent is not None:
-            return
-        self._savepoints.clear()
-        if not self._committed:
-            return
-        # Only now: what is raised here leaves the session ready for its next transaction.
-        self._committed = False
+        # The one event that every end has: a savepoint whose flush has failed, and what is closed, is not said to have
+        # been rolled back.
+        if transaction.parent is not None and not transaction.nested:
+            return  # a flush
+        start = self._savepoints.pop(transaction, 0)
+        if transaction is not self._committed:
+            self._due = 0
+            self.drop(start)
+        elif transaction.nested:
+            self._write_due()
+        else:
+            self._settle()
+
+    def _settle(self) -> None:
+        written, self._written, self._due = self._written, 0, 0
         if self._table is not None:
-            del self.messages[:]
-        elif self.messages:
+            del self._uncommitted[:written]
+            return
+        self.messages += self._uncommitted
+        self._uncommitted.clear()
+        # Only now: what is raised here leaves the session ready for its next transaction.
+        if self.messages:
             self.flush()
 
     def _enter(self) -> None:
@@ -150,19 +172,30 @@ class SessionOutbox(Outbox):
         """The block ends: what was not committed is not sent."""
         self.drop()
 
+    def drop(self, start: int = 0) -> None:
+        """Forget what is not committed, from a position on."""
+        self._written = min(self._written, start)
+        self._forget(self._uncommitted, start)
+
 
 def session_outbox(session: Any, table: Table | None = None) -> SessionOutbox:
     """A block whose messages go with the transactions of a session: a commit sends them, a rollback drops them.
 
     Arguments:
-        session: a Session, or an AsyncSession.
+        session: a Session or AsyncSession; of a scoped session, the one of this thread or task.
         table: an outbox_table(): they are written to it as part of the transaction; None: they are sent after it.
 
     What a rolled back savepoint has raised is dropped alone. What is not committed when the block ends is dropped.
     Without a table commit() waits for the acknowledgements (in an AsyncSession the loop waits too) and raises
-    PublishError when some were not sent: the transaction stands, and `messages` of the outbox has them for flush().
+    PublishError when some were not sent: the transaction stands, and `messages` of the outbox has them for flush(),
+    also after the block; the next commit tries them again, too.
     """
-    return SessionOutbox(getattr(session, "sync_session", session), table)
+    if hasattr(session, "registry"):
+        session = session.registry()  # of a scoped session: the outbox would follow all sessions of its factory
+    session = getattr(session, "sync_session", session)
+    if not isinstance(session, Session):
+        raise UsageError(f"session_outbox() takes a Session or an AsyncSession, not {session!r:.80}")
+    return SessionOutbox(session, table)
 
 
 class Relay:
