@@ -15,6 +15,8 @@ from sqlalchemy.event import listen
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Session, scoped_session, sessionmaker
 
+from keven_core.kafka._producers import close_producers
+from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import PublishError, UsageError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.events.logger import keven_clear_event_publishers, keven_log_event, keven_set_publisher
@@ -367,6 +369,41 @@ def test_several_relays_keep_the_order(engine: Any, kafka: Any, logger: Any, rai
     for relay in relays:
         relay.join(10)
     assert numbers(kafka) == list(range(100))
+
+
+def test_a_long_outage_does_not_outgrow_the_database(engine: Any, kafka: Any, logger: Any, raised: Any) -> None:
+    away = KafkaLogger("127.0.0.1:1", timeout=0, settings=Settings(create_topics=False))
+    with engine.begin() as connection:
+        rows = [{"topic": TOPIC, "key": b"%d" % number, "value": b'{"number":%d,}' % number} for number in range(2000)]
+        connection.execute(insert(OUTBOX), rows)
+    relay = Relay(engine, OUTBOX, away, batch_count=400)
+    for _ in range(6):
+        with pytest.raises(PublishError) as caught:
+            relay.run_once()
+        assert len(caught.value.messages) <= 500
+    close_producers("127.0.0.1:1", timeout_ms=0)
+    relay._logger = logger
+    while relay.run_once():
+        pass
+    assert sorted(numbers(kafka)) == list(range(2000))
+
+
+def test_relays_take_turns_in_autocommit_too(engine: Any, kafka: Any, logger: Any, raised: Any) -> None:
+    if engine.dialect.name == "sqlite":
+        pytest.skip("one relay is allowed on SQLite")
+    written(engine, [raised(1, "a"), raised(2, "a")])
+    engine = create_engine(engine.url, isolation_level="AUTOCOMMIT")
+    others: list[int] = []
+
+    class Asks(KafkaLogger):
+        def log_each(self, *arguments: Any, **options: Any) -> Any:
+            others.append(Relay(engine, OUTBOX, logger).run_once())
+            return super().log_each(*arguments, **options)
+
+    assert Relay(engine, OUTBOX, Asks(settings=quick(kafka, idempotence=False))).run_once() == 2
+    engine.dispose()
+    assert others == [0]
+    assert numbers(kafka) == [1, 2]
 
 
 RELAY = """

@@ -58,6 +58,8 @@ logger = logging.getLogger("keven_core.kafka")
 
 # Between two attempts of a relay whose messages are refused.
 _LONGEST_PAUSE_S = 30.0
+# Keys that a relay goes round while it sends those of others: a database takes conditions of a limited size only.
+_MOST_STUCK = 100
 
 
 def outbox_table(metadata: MetaData, name: str = "keven_outbox", schema: str | None = None) -> Table:
@@ -203,9 +205,10 @@ class Relay:
 
     At least once: what was sent when it died is sent again by the next one. In the order of the rows: messages of one
     key stay in order, also when one of them is refused: those behind it wait, and what was sent together with it is
-    sent again after it. Messages of other keys go on, and so do those that have no key. Several relays may
-    run: on PostgreSQL one of them works at a time and another takes over when it ends (an advisory lock, which goes
-    with its connection); on other databases see to it that there is only one.
+    sent again after it. Messages of other keys go on, and so do those that have no key, unless more than 100 keys and
+    a whole batch are refused. Several relays may run: on PostgreSQL one of them works at a time and another takes over
+    when it ends (an advisory lock, which goes with its connection); on other databases see to it that there is only
+    one.
 
     Rows of transactions of one key are in order if those follow each other, as they do when each locks what it changes.
 
@@ -226,12 +229,15 @@ class Relay:
         batch_count: int = 500,
         poll_interval_s: float = 0.5,
     ) -> None:
-        self._engine = engine
+        # In autocommit the lock would end with the statement that takes it.
+        locks = engine.dialect.name == "postgresql"
+        self._engine = engine.execution_options(isolation_level="READ COMMITTED") if locks else engine
         self._table = table
         self._logger = logger if logger is not None else KafkaLogger()
         self._batch_count = batch_count
         self._poll_interval_s = poll_interval_s
-        self._stuck: set[tuple[str, bytes]] = set()  # topics and keys of which a message was refused
+        # Topics and keys of which a message was refused; the first of them, since each is a part of the next query.
+        self._stuck: list[tuple[str, bytes]] = []
 
     def run(self, stop: threading.Event) -> None:
         """Send what comes, until `stop` is set. Blocks. Raises what the database raises; Kafka's errors are logged."""
@@ -263,14 +269,15 @@ class Relay:
             answers = self._logger.log_each(((row.value, row.topic, row.key) for row in rows), go_on=True)
             done: list[int] = []
             failed: list[tuple[Any, Exception | None]] = []
-            self._stuck.clear()
+            stuck: dict[tuple[str, bytes], None] = {}
             for row, answer in zip(rows, answers, strict=True):
                 if answer is not None:
                     failed.append((row, answer[0]))
                     if row.key is not None:
-                        self._stuck.add((row.topic, row.key))
-                elif (row.topic, row.key) not in self._stuck:
+                        stuck[row.topic, row.key] = None
+                elif (row.topic, row.key) not in stuck:
                     done.append(row.id)
+            self._stuck = list(stuck)[:_MOST_STUCK]
             if done:
                 connection.execute(delete(table).where(table.c.id.in_(done)))
         if failed:
