@@ -50,7 +50,6 @@ __all__ = [
     "begun_share",
     "clear_publishers",
     "collect_on_commit",
-    "current_outbox",
     "flush_cache",
     "handled",
     "handler_outbox",
@@ -80,9 +79,21 @@ class _Place(NamedTuple):
     outbox: Outbox
     kinds: frozenset[MessageKind]
 
+    def open(self) -> _Place | None:
+        """Where messages wait now: here, or when the outbox does not take any, where what encloses it has them wait."""
+        place: _Place | None = self
+        while place is not None and not place.outbox.collects:
+            place = place.outbox._before
+        return place
+
 
 _place: ContextVar[_Place | None] = ContextVar("keven_core.outbox", default=None)
 _ALL = frozenset(KINDS)
+
+
+def _open_place() -> _Place | None:
+    place = _place.get()
+    return None if place is None else place.open()
 
 
 # --- publishers ------------------------------------------------------------------------------------------------------
@@ -254,12 +265,10 @@ class Outbox:
     def __len__(self) -> int:
         return len(self.messages)
 
-    def collecting(self) -> Outbox | None:
-        """The outbox that takes messages for this one: itself, or when its block has ended, what encloses it."""
-        return self if self._open else self._enclosing()
-
-    def _enclosing(self) -> Outbox | None:
-        return None if self._before is None else self._before.outbox.collecting()
+    @property
+    def collects(self) -> bool:
+        """Whether it takes messages now."""
+        return self._open
 
     def add(self, message: Message) -> None:
         """Have a message wait here."""
@@ -314,9 +323,7 @@ class Outbox:
             logger.debug("%d message(s) are not sent, since what they were raised by has failed", count)
 
     def _outer(self) -> _Place | None:
-        """Where the messages go when the block ends well: the enclosing outbox that is open."""
-        target = self._enclosing()
-        return None if self._before is None or target is None else _Place(target, self._before.kinds)
+        return None if self._before is None else self._before.open()
 
     def send(self) -> None:
         """Hand what waits on to the enclosing outbox; send what that does not take. Raises as flush()."""
@@ -340,8 +347,11 @@ class Outbox:
 
     def _leave(self) -> None:
         self._inside = self._open = False
-        # Not reset(): the block may end in another context than it began in, as in fixtures.
-        _place.set(self._before)
+        # Not reset(): the block may end in another context than it began in, as in fixtures, or while one that began
+        # after it goes on, as with generators. That one is left alone.
+        place = _place.get()
+        if place is not None and place.outbox is self:
+            _place.set(self._before)
 
     def __enter__(self: Self) -> Self:
         self._enter()
@@ -416,12 +426,10 @@ def _checked(kind: MessageKind, message: Any) -> Message:
 def publish(kind: MessageKind, message: Any) -> None:
     """Have a message wait in the current outbox, if there is one for its kind; else publish it without waiting."""
     _checked(kind, message)
-    place = _place.get()
+    place = _open_place()
     if place is not None and kind in place.kinds:
-        box = place.outbox.collecting()
-        if box is not None:
-            box.add(message)
-            return
+        place.outbox.add(message)
+        return
     getattr(last_publisher(kind, acknowledged=False), _METHODS[kind.noun])(message)
 
 
@@ -430,17 +438,10 @@ def publish_now(kind: MessageKind, message: Any) -> None:
     getattr(last_publisher(kind), _METHODS[kind.noun])(_checked(kind, message))
 
 
-def current_outbox() -> Outbox | None:
-    """The outbox that collects in this thread or task."""
-    place = _place.get()
-    return None if place is None else place.outbox.collecting()
-
-
 def _own_place() -> _Place:
     """The place of this context; an outbox of its own, that collects nothing yet, is made if there is none."""
-    place = _place.get()
-    box = None if place is None else place.outbox.collecting()
-    if place is None or box is None:
+    place = _open_place()
+    if place is None:
         place = _Place(Outbox(), frozenset())
         _place.set(place)
     return place
@@ -455,16 +456,15 @@ def collect_on_commit(kind: MessageKind) -> None:
 
 def send_at_once(kind: MessageKind) -> None:
     """From here on messages of a kind go out at once in this thread or task; what waits goes on waiting."""
-    place = _place.get()
+    place = _open_place()
     if place is not None and kind in place.kinds:
         _place.set(_Place(place.outbox, place.kinds - {kind}))
 
 
 def flush_cache(kind: MessageKind) -> int:
     """Send what waits of a kind in this thread or task; returns how many. Raises as Outbox.flush()."""
-    place = _place.get()
-    box = None if place is None else place.outbox.collecting()
-    return 0 if box is None else box.flush(kind)
+    place = _open_place()
+    return 0 if place is None else place.outbox.flush(kind)
 
 
 class WriteCache(MutableSequence[Any]):
@@ -520,10 +520,7 @@ class WriteCache(MutableSequence[Any]):
 
 def write_cache(kind: MessageKind) -> WriteCache:
     """What waits of a kind in this thread or task."""
-    place = _own_place()
-    box = place.outbox.collecting()
-    assert box is not None  # _own_place() sees to it
-    return WriteCache(kind, box)
+    return WriteCache(kind, _own_place().outbox)
 
 
 # --- handlers --------------------------------------------------------------------------------------------------------
@@ -550,10 +547,10 @@ class HandlerOutbox(Outbox):
         self._source = source
         self._delays = True
 
-    def collecting(self) -> Outbox | None:
-        """Itself, while a handler runs whose messages are to wait."""
-        runs = self._source is None or self._source.handling
-        return self if self._open and self._delays and runs else self._enclosing()
+    @property
+    def collects(self) -> bool:
+        """Whether a handler runs whose messages are to wait."""
+        return self._open and self._delays and (self._source is None or self._source.handling)
 
     def enter(self) -> None:
         """Collect in this context from now on; for a context that belongs to a server."""
