@@ -10,7 +10,8 @@ Where a message goes is decided by the context (contextvars) in which it is rais
 1. In a handler (`delay_commands_and_events`) it waits in the outbox of the handler that runs.
 2. In an `outbox()` block it waits for the end of the block. A block within another, or within a handler, is as a
    savepoint of SQL: when it ends well its messages join the outer one's; when it raises, only its own are dropped.
-3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands.
+3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands. What waits when
+   the thread, task or process ends is lost, with an error in the log.
 4. Else it goes out at once.
 
 Tasks and threads that are started with a copy of the context share its outbox as long as that is open; what they raise
@@ -23,12 +24,15 @@ nothing waits: the offset of its record is stored only when the broker has ackno
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextvars
 import inspect
 import itertools
 import logging
+import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextvars import ContextVar
 from types import TracebackType
@@ -170,18 +174,24 @@ def _one_by_one(method: Callable[[Any], Any], messages: list[Message]) -> Unsent
     return []
 
 
-# By noun: the number of clearings at the time, and the publisher.
-_publishers: ContextVar[dict[str, tuple[int, Any]] | None] = ContextVar("keven_core.publishers", default=None)
-_clearings = {kind.noun: 0 for kind in KINDS}
+# By noun: the last clearing at the time, and the publisher.
+_publishers: ContextVar[dict[str, tuple[object, Any]] | None] = ContextVar("keven_core.publishers", default=None)
+_clearings = {kind.noun: object() for kind in KINDS}
 _everywhere: dict[str, Any] = {}
-_lock = threading.Lock()
 
 
 def set_publisher(kind: MessageKind, publisher: Any, *, everywhere: bool = False) -> None:
     """Have messages of a kind published by `publisher` in this thread or task, and in what it starts with its context.
 
-    With `everywhere` also in all threads and tasks that have none of their own. None takes it back.
+    With `everywhere` also in all threads and tasks that have none of their own. None takes it back. Raises UsageError
+    for what lacks the method that publishes.
     """
+    method = _METHODS[kind.noun]
+    if publisher is not None and not callable(getattr(publisher, method, None)):
+        raise UsageError(
+            f"{publisher!r:.80} has no {method}(), so it can't publish {kind.noun}s: "
+            f"{kind.publisher_class().__name__}(logger) can"
+        )
     if everywhere:
         _everywhere[kind.noun] = publisher
         return
@@ -190,10 +200,9 @@ def set_publisher(kind: MessageKind, publisher: Any, *, everywhere: bool = False
 
 def clear_publishers(kind: MessageKind) -> None:
     """Forget all publishers of a kind that were set, in every thread; the default is made anew when needed."""
-    with _lock:
-        _clearings[kind.noun] += 1
-        _everywhere.pop(kind.noun, None)
-        _by_environment.forget(kind)
+    _clearings[kind.noun] = object()
+    _everywhere.pop(kind.noun, None)
+    _by_environment.forget(kind)
 
 
 def last_publisher(kind: MessageKind, *, acknowledged: bool = True) -> Any:
@@ -203,8 +212,8 @@ def last_publisher(kind: MessageKind, *, acknowledged: bool = True) -> Any:
     KafkaBatchLogger if that is not `acknowledged`. In a handler both write to the cluster that its server reads from,
     with its settings; elsewhere settings and address come from the environment.
     """
-    cleared, own = (_publishers.get() or {}).get(kind.noun, (-1, None))
-    if own is not None and cleared == _clearings[kind.noun]:
+    cleared, own = (_publishers.get() or {}).get(kind.noun, (None, None))
+    if own is not None and cleared is _clearings[kind.noun]:
         return own
     publisher = _everywhere.get(kind.noun)
     return publisher if publisher is not None else _defaults.get().publisher_of(kind, acknowledged)
@@ -219,14 +228,15 @@ class _Defaults:
         self._made: dict[tuple[str, bool], Any] = {}
 
     def publisher_of(self, kind: MessageKind, acknowledged: bool) -> Any:
-        with _lock:
-            publisher = self._made.get((kind.noun, acknowledged))
-            if publisher is None:
-                from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+        publisher = self._made.get((kind.noun, acknowledged))
+        if publisher is None:
+            from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
 
-                logger = (KafkaLogger if acknowledged else KafkaBatchLogger)(self._address, settings=self._settings)
-                publisher = self._made[kind.noun, acknowledged] = kind.publisher_class()(logger)
-            return publisher
+            logger = (KafkaLogger if acknowledged else KafkaBatchLogger)(self._address, settings=self._settings)
+            # setdefault is atomic, without a lock that a forked child could find locked: of threads that come here at
+            # once, all get the publisher of the first.
+            publisher = self._made.setdefault((kind.noun, acknowledged), kind.publisher_class()(logger))
+        return publisher
 
     def forget(self, kind: MessageKind) -> None:
         for acknowledged in (True, False):
@@ -374,7 +384,10 @@ class Outbox:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """As __exit__(), in a thread of the loop's executor if there is something to send."""
+        """As __exit__(), in a thread of the loop's executor if there is something to send.
+
+        Cancelling it gives up waiting, and the messages are sent; what they fail with is logged then.
+        """
         self._leave()
         if error is not None:
             self.drop()
@@ -382,7 +395,20 @@ class Outbox:
             self.send()  # nothing is waited for
         elif self.messages:
             context = contextvars.copy_context()
-            await asyncio.get_running_loop().run_in_executor(None, context.run, self.send)
+            sending = asyncio.get_running_loop().run_in_executor(None, context.run, self.send)
+            try:
+                # The block has ended well, and what led to its messages may be committed: they go out all the same.
+                await asyncio.shield(sending)
+            except asyncio.CancelledError:
+                sending.add_done_callback(_tell_failure)
+                raise
+
+
+def _tell_failure(sending: asyncio.Future[None]) -> None:
+    """Log what nobody awaits any more."""
+    error = None if sending.cancelled() else sending.exception()
+    if error is not None:
+        logger.error("after a block whose task was cancelled: %s", error)
 
 
 def outbox() -> Outbox:
@@ -405,10 +431,13 @@ def _in_handler() -> bool:
     return native is not None and native._scope.get() is not None
 
 
+def _names(messages: list[Message]) -> str:
+    return ", ".join(dict.fromkeys(getattr(message, type(message).kind.name_field) for message in messages))[:300]
+
+
 def _publish_error(left: list[Message], count: int, cause: Exception) -> PublishError:
-    names = ", ".join(dict.fromkeys(getattr(message, type(message).kind.name_field) for message in left))
     return PublishError(
-        f"{len(left)} of {count} message(s) were not sent and are kept in the outbox ({names[:300]}): {cause}", left
+        f"{len(left)} of {count} message(s) were not sent and are kept in the outbox ({_names(left)}): {cause}", left
     )
 
 
@@ -438,11 +467,43 @@ def publish_now(kind: MessageKind, message: Any) -> None:
     getattr(last_publisher(kind), _METHODS[kind.noun])(_checked(kind, message))
 
 
+class _Cache(Outbox):
+    """The outbox of a thread or task for what waits for flush_cache(); it tells what it is never flushed of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+        _caches.add(self)
+
+    def __del__(self) -> None:
+        self.tell()
+
+    def tell(self) -> None:
+        """Nobody can flush it any more. Of a forked child that is the parent's affair."""
+        if self.messages and self._pid == os.getpid():
+            logger.error(
+                "%d message(s) are lost (%s): the thread, task or process has ended in which they waited for "
+                "keven_flush_event_cache() or keven_flush_command_cache()",
+                len(self.messages),
+                _names(self.messages),
+            )
+            self.messages.clear()
+
+
+_caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
+
+
+@atexit.register
+def _tell_at_exit() -> None:
+    for cache in list(_caches):
+        cache.tell()
+
+
 def _own_place() -> _Place:
     """The place of this context; an outbox of its own, that collects nothing yet, is made if there is none."""
     place = _open_place()
     if place is None:
-        place = _Place(Outbox(), frozenset())
+        place = _Place(_Cache(), frozenset())
         _place.set(place)
     return place
 

@@ -2,8 +2,12 @@
 
 import asyncio
 import contextvars
+import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -42,6 +46,44 @@ from keven_core.kafka.publishing import outbox
 from keven_core.testing import dispatch
 
 MSG_SIZE_TOO_LARGE = 10
+
+LEAVES_AN_EVENT = """
+from keven_core.kafka.events.event import Event
+from keven_core.kafka.events.logger import keven_log_event, keven_send_events_on_commit
+
+class Left(Event):
+    event_name = "LEFT"
+
+keven_send_events_on_commit()
+keven_log_event(Left())
+"""
+
+FORKS_MEANWHILE = """
+import os, signal, sys, threading
+from keven_core.kafka.events.logger import keven_last_publisher
+from keven_core.kafka.kinds import MessageKind
+
+making, forked = threading.Event(), threading.Event()
+publisher_class = MessageKind.publisher_class
+
+def slowly(kind):
+    if threading.current_thread() is not threading.main_thread():
+        making.set()
+        forked.wait()
+    return publisher_class(kind)
+
+MessageKind.publisher_class = slowly
+threading.Thread(target=keven_last_publisher).start()
+making.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    print(type(keven_last_publisher()).__name__, flush=True)
+    os._exit(0)
+status = os.waitpid(child, 0)[1]
+forked.set()
+sys.exit(status != 0)
+"""
 
 # Handlers fail here.
 pytestmark = pytest.mark.logs_errors
@@ -311,6 +353,117 @@ def test_what_is_no_event_is_refused(kept: Kept, kinds: Any) -> None:
         keven_log_event(kinds[1]())
     with pytest.raises(UsageError, match="has no event_name"):
         keven_log_event(Event())
+
+
+@pytest.mark.parametrize("before", ["a look at the cache", "events on commit"])
+def test_what_comes_after_the_block_is_not_kept_in_a_cache_that_nobody_flushes(
+    kept: Kept, raised: Any, kinds: Any, before: str
+) -> None:
+    async def run() -> None:
+        ended = asyncio.Event()
+
+        async def late() -> None:
+            await ended.wait()
+            keven_dispatch_command(kinds[1](number=2))
+            with outbox():
+                keven_dispatch_command(kinds[1](number=3))
+
+        if before == "events on commit":
+            keven_send_events_on_commit()
+        else:
+            get_write_cache()
+        async with outbox():
+            task = asyncio.create_task(late())
+            keven_dispatch_command(kinds[1](number=1))
+        ended.set()
+        await task
+
+    asyncio.run(run())
+    assert kept.numbers == [1, 2, 3]
+
+
+def test_a_block_that_ends_out_of_order_leaves_the_others_alone(kept: Kept, raised: Any) -> None:
+    def block() -> Iterator[None]:
+        with outbox():
+            keven_log_event(raised(1))
+            yield
+
+    generator = block()
+    next(generator)
+    with outbox():
+        assert next(generator, None) is None
+        assert kept.numbers == [1]
+        keven_log_event(raised(2))
+        assert kept.numbers == [1]
+    assert kept.numbers == [1, 2]
+    keven_log_event(raised(3))
+    assert kept.numbers == [1, 2, 3]
+
+
+def test_what_a_block_has_raised_is_sent_though_its_task_is_cancelled(kept: Kept, raised: Any, caplog: Any) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        busy = threading.Event()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        blocked = loop.run_in_executor(None, busy.wait)
+
+        async def work(*numbers: int) -> None:
+            async with outbox():
+                for number in numbers:
+                    keven_log_event(raised(number))
+
+        tasks = [asyncio.create_task(work(1)), asyncio.create_task(work(2, 3))]
+        await asyncio.sleep(0.01)
+        for task in tasks:
+            task.cancel()
+        assert [type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)] == (
+            [asyncio.CancelledError] * 2
+        )
+        busy.set()
+        await blocked
+        await loop.shutdown_default_executor()
+        await asyncio.sleep(0)
+
+    kept.refuses = {3}
+    asyncio.run(run())
+    assert kept.numbers == [1, 2]
+    assert "1 of 2 message(s) were not sent" in caplog.text
+
+
+def test_what_waits_for_a_flush_that_never_comes_is_told(kept: Kept, raised: Any, caplog: Any) -> None:
+    def work() -> None:
+        keven_send_events_on_commit()
+        keven_log_event(raised(1))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert "1 message(s) are lost (RAISED)" in caplog.text
+
+
+def test_a_process_that_ends_tells_what_waits_for_a_flush() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", LEAVES_AN_EVENT], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "1 message(s) are lost (LEFT)" in ended.stderr
+
+
+def test_a_child_makes_publishers_whatever_held_the_parents(kept: Kept) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKS_MEANWHILE], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ended.stdout == "EventPublisher\n"
+
+
+@pytest.mark.parametrize("wrong", [KafkaLogger(), CommandPublisher(None), print])
+def test_what_is_no_publisher_is_refused(kept: Kept, raised: Any, wrong: Any) -> None:
+    with pytest.raises(UsageError, match=r"has no log_event\(\).*EventPublisher"):
+        keven_set_publisher(wrong)
+    with pytest.raises(UsageError, match=r"has no log_event\(\)"):
+        keven_set_publisher(wrong, everywhere=True)
+    keven_log_event(raised(1))
+    assert kept.numbers == [1]
 
 
 # --- with a broker ---------------------------------------------------------------------------------------------------
