@@ -10,8 +10,8 @@ Where a message goes is decided by the context (contextvars) in which it is rais
 1. In a handler (`delay_commands_and_events`) it waits in the outbox of the handler that runs.
 2. In an `outbox()` block it waits for the end of the block. A block within another, or within a handler, is as a
    savepoint of SQL: when it ends well its messages join the outer one's; when it raises, only its own are dropped.
-3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands. What waits when
-   the thread, task or process ends is lost, with an error in the log.
+3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands. What waits
+   when the thread, task or process ends is lost, with an error in the log.
 4. Else it goes out at once.
 
 Tasks and threads that are started with a copy of the context share its outbox as long as that is open; what they raise

@@ -481,3 +481,60 @@ def test_django_sends_what_is_committed(django_database: None, kafka: Any, logge
         keven_log_event(raised(6))
     assert box.flush() == 1
     assert numbers(kafka) == [1, 2, 5, 6]
+
+
+def test_django_sends_what_is_committed_though_the_block_raises(
+    django_database: None, kafka: Any, logger: Any, raised: Any, caplog: Any
+) -> None:
+    from django.db import transaction
+
+    from keven_core.kafka.integrations.django import transaction_outbox
+
+    with pytest.raises(ZeroDivisionError), transaction_outbox():
+        keven_log_event(raised(0))  # of no transaction
+        with transaction.atomic():
+            keven_log_event(raised(1))
+        raise ZeroDivisionError
+    assert numbers(kafka) == [1]
+    kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
+    with pytest.raises(ZeroDivisionError), transaction_outbox() as box:
+        with transaction.atomic():
+            keven_log_event(raised(2))
+        raise ZeroDivisionError
+    assert "1 of 1 message(s) were not sent" in caplog.text
+    assert box.flush() == 1
+    assert numbers(kafka) == [1, 2]
+
+
+def test_django_drops_what_a_block_that_raises_leaves_to_a_transaction(
+    django_database: None, kafka: Any, logger: Any, raised: Any
+) -> None:
+    from django.db import transaction
+
+    from keven_core.kafka.integrations.django import transaction_outbox
+
+    box = transaction_outbox()
+    with transaction.atomic():
+        with pytest.raises(ZeroDivisionError), box:
+            keven_log_event(raised(1))
+            raise ZeroDivisionError
+        with box:
+            keven_log_event(raised(2))
+    assert numbers(kafka) == [2]
+    assert box.messages == []
+
+
+def test_django_sends_what_one_hook_raises_in_another(
+    django_database: None, kafka: Any, logger: Any, raised: Any
+) -> None:
+    from django.db import transaction
+
+    from keven_core.kafka.integrations.django import transaction_outbox
+
+    with transaction_outbox(), transaction.atomic():
+        transaction.on_commit(lambda: keven_log_event(raised(2)))
+        keven_log_event(raised(1))
+    assert numbers(kafka) == [2, 1]
+    with transaction.atomic(), transaction_outbox():
+        transaction.on_commit(lambda: keven_log_event(raised(3)))
+    assert numbers(kafka) == [2, 1, 3]
