@@ -6,6 +6,7 @@ into one call, so the hot path knows nothing of them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -332,8 +333,10 @@ def _check_spelling(kind: MessageKind) -> None:
 
 def _match_names(kind: MessageKind, names: Iterable[str]) -> list[str]:
     # events_with_handlers() gives lower-case names, so those find the event that was registered in its own case.
-    known = {name.lower(): name for name in (*kind.classes, *kind.registry.names())}
-    return [known.get(name.lower(), name) for name in names]
+    known = {name.lower(): [name] for name in (*kind.classes, *kind.registry.names())}
+    # One that has neither class nor handler may be spelled so, or as names usually are.
+    found = (known.get(name.lower(), [name, name.upper()]) for name in names)
+    return list(dict.fromkeys(itertools.chain.from_iterable(found)))
 
 
 def _foreign_route(registry: HandlerRegistry, base: Any, topic: str) -> Route:

@@ -743,6 +743,18 @@ class TestBuildTable:
         assert resolved(b'{"event_name":"A"}', table=table)[0] == "A"
         assert resolved(b'{"event_name":"B"}', table=table) == (None, None)
 
+    @pytest.mark.parametrize("topic", [None, "keven_events", "keven_events_one"])
+    @pytest.mark.parametrize("given", ["one", "One", "ONE"])
+    @pytest.mark.parametrize("sent", ["ONE", None])
+    def test_a_name_that_nobody_has_registered_is_found_in_upper_case(
+        self, given: str, sent: str | None, topic: str | None
+    ) -> None:
+        sent = sent or given
+        table = build_table(EventHandler, names=[given], handler=print)
+        route, decoded = table.resolve(b'{"event_name":"%s"}' % sent.encode(), topic)
+        assert route is not None
+        assert decoded.event_name == sent
+
     def test_the_limit_reaches_the_table(self) -> None:
         assert build_table(EventHandler, max_payload_bytes=12345).max_payload_bytes == 12345
 
