@@ -225,6 +225,27 @@ def test_launchers_pass_auto_reprocess_errors_on(
     assert [bool(server._policies()) for server in started] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"retry_interval": 5}, r"retry_interval=5 has no effect"),
+        ({"max_retries": 9}, r"max_retries=9 has"),
+        (
+            {"retry_interval": 5, "retry_detail": {"t": {"max_retries": 1}}},
+            r"retry_interval=5, retry_detail=.* have no",
+        ),
+    ],
+)
+def test_what_is_said_of_retries_that_are_not_wanted_is_warned_of(options: dict[str, Any], text: str) -> None:
+    with pytest.warns(UserWarning, match=rf"{text}.*without auto_reprocess_errors=True") as caught:
+        KafkaConsumerServer("t", **options)
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        KafkaConsumerServer("t", auto_reprocess_errors=True, **options)
+        KafkaConsumerServer("t", retry_interval=30, max_retries=0, retry_detail={})
+
+
 @by_name([start_command_receiver_server, commands_server.start_command_receiver_server_async])
 def test_launchers_pass_max_poll_interval_on(launcher: Callable[..., Any], started: list[KafkaConsumerServer]) -> None:
     finished(launcher("svc"))
