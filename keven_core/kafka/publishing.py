@@ -143,22 +143,26 @@ class MessagePublisher:
 
         With `wait`, and a KafkaLogger, they are sent together and acknowledged when this returns.
         """
-        log_each = getattr(self.logger, "log_each", None)
-        if wait and log_each is not None and self._is_plain():
+        if wait and hasattr(self.logger, "log_each") and self._is_plain():
+            entries = [(message, self.topic_of(message), None) for message in messages]
             return [
                 (message, error[0])
-                for message, error in zip(
-                    messages, log_each((message, self.topic_of(message), None) for message in messages), strict=True
-                )
+                for message, error in zip(messages, self.logger.log_each(entries), strict=True)
                 if error is not None
             ]
         return _one_by_one(getattr(self, _METHODS[self.kind.noun]), messages)
 
     def _is_plain(self) -> bool:
-        """Whether no subclass has changed how a message is published."""
-        cls, method = type(self), _METHODS[self.kind.noun]
-        base = next(base for base in cls.__mro__ if MessagePublisher in base.__bases__)
-        return getattr(cls, method) is getattr(base, method) and cls.publish is MessagePublisher.publish
+        """Whether nothing has changed how a message is published: no subclass, and no stand-in for a method."""
+        from keven_core.kafka.logger import KafkaLogger
+
+        method = _METHODS[self.kind.noun]
+        steps = [
+            (getattr(self, method), getattr(self.kind.publisher_class(), method)),
+            (self.publish, MessagePublisher.publish),
+            (self.logger.log, KafkaLogger.log),
+        ]
+        return all(getattr(step, "__func__", None) is usual for step, usual in steps)
 
 
 # The method by which a publisher takes a message of a kind; that of a service needs no other.
@@ -274,6 +278,11 @@ class Outbox:
 
     def __len__(self) -> int:
         return len(self.messages)
+
+    @property
+    def waiting(self) -> list[Message]:
+        """What can still be taken back."""
+        return self.messages
 
     @property
     def collects(self) -> bool:
@@ -536,10 +545,10 @@ class WriteCache(MutableSequence[Any]):
         self._box = box
 
     def _positions(self) -> list[int]:
-        return [i for i, message in enumerate(self._box.messages) if type(message).kind is self._kind]
+        return [i for i, message in enumerate(self._box.waiting) if type(message).kind is self._kind]
 
     def _now(self) -> list[Any]:
-        return [message for message in self._box.messages if type(message).kind is self._kind]
+        return [message for message in self._box.waiting if type(message).kind is self._kind]
 
     def __len__(self) -> int:
         return len(self._now())
@@ -565,18 +574,18 @@ class WriteCache(MutableSequence[Any]):
     def __setitem__(self, index: Any, value: Any) -> None:
         if isinstance(index, slice):
             raise UsageError("a write cache can't be assigned to in slices: clear it and add to it")
-        self._box.messages[self._positions()[index]] = _checked(self._kind, value)
+        self._box.waiting[self._positions()[index]] = _checked(self._kind, value)
 
     def __delitem__(self, index: Any) -> None:
         found = self._positions()[index]
         for position in sorted([found] if isinstance(found, int) else found, reverse=True):
-            del self._box.messages[position]
+            del self._box.waiting[position]
 
     def insert(self, index: int, value: Any) -> None:
         """Have a message wait before another."""
-        positions = self._positions()
-        at = positions[index] if -len(positions) <= index < len(positions) else len(self._box.messages)
-        self._box.messages.insert(at, _checked(self._kind, value))
+        behind = self._positions()[index:]
+        at = behind[0] if behind else len(self._box.waiting)
+        self._box.waiting.insert(at, _checked(self._kind, value))
 
 
 def write_cache(kind: MessageKind) -> WriteCache:

@@ -193,6 +193,8 @@ def test_the_write_cache_is_a_list(kept: Kept, raised: Any, kinds: Any) -> None:
     del cache[0]
     cache[0] = one
     assert keven_get_write_cache() == [one, three]
+    cache.insert(-9, two)
+    assert cache == [two, one, three]
     cache.clear()
     assert keven_flush_event_cache() == 0
     assert [entry.number for entry in get_write_cache()] == [9]
@@ -454,6 +456,23 @@ def test_a_child_makes_publishers_whatever_held_the_parents(kept: Kept) -> None:
         [sys.executable, "-c", FORKS_MEANWHILE], capture_output=True, text=True, check=True, timeout=60
     )
     assert ended.stdout == "EventPublisher\n"
+
+
+@pytest.mark.parametrize("how", ["subclass of the logger", "log of one", "log_event of one"])
+def test_a_flush_goes_through_what_a_service_has_put_in_place(kept: Kept, raised: Any, how: str) -> None:
+    class Own(KafkaLogger):
+        def log(self, data: Any, topic: str | None = None) -> None:
+            kept.log(data.serialize(), topic)
+
+    publisher = EventPublisher(Own() if how == "subclass of the logger" else KafkaLogger())
+    if how == "log of one":
+        publisher.logger.log = lambda data, topic: kept.log(data.serialize(), topic)
+    elif how == "log_event of one":
+        publisher.log_event = lambda event: kept.log(event.serialize())  # type: ignore[method-assign, assignment, misc]
+    keven_set_publisher(publisher)
+    with outbox():
+        keven_log_event(raised(1))
+    assert kept.numbers == [1]
 
 
 @pytest.mark.parametrize("wrong", [KafkaLogger(), CommandPublisher(None), print])

@@ -19,7 +19,13 @@ from keven_core.kafka._producers import close_producers
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import PublishError, UsageError
 from keven_core.kafka.events.event import Event
-from keven_core.kafka.events.logger import keven_clear_event_publishers, keven_log_event, keven_set_publisher
+from keven_core.kafka.events.logger import (
+    keven_clear_event_publishers,
+    keven_flush_event_cache,
+    keven_get_write_cache,
+    keven_log_event,
+    keven_set_publisher,
+)
 from keven_core.kafka.events.publisher import EventPublisher
 from keven_core.kafka.integrations.sqlalchemy import Relay, outbox_table, session_outbox
 from keven_core.kafka.logger import KafkaLogger
@@ -265,6 +271,26 @@ def test_a_commit_with_an_open_savepoint_takes_its_messages_along(
         session.begin_nested()
         keven_log_event(raised(2))
     assert sent(engine, kafka, logger) == [1, 2]
+
+
+@WAYS
+def test_the_write_cache_is_what_waits_for_the_commit(
+    engine: Any, kafka: Any, logger: Any, raised: Any, table: Any
+) -> None:
+    with Session(engine) as session, session_outbox(session, table):
+        cache = keven_get_write_cache()
+        keven_log_event(raised(1))
+        assert [message.number for message in cache] == [1]
+        assert keven_flush_event_cache() == 0
+        session.rollback()
+        assert cache == []
+        keven_log_event(raised(2))
+        cache.clear()
+        keven_log_event(raised(3))
+        cache.append(raised(4))
+        session.commit()
+        assert cache == []
+    assert sent(engine, kafka, logger) == [3, 4]
 
 
 @WAYS

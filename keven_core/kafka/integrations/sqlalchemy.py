@@ -109,6 +109,11 @@ class SessionOutbox(Outbox):
             ("after_transaction_end", self._on_end),
         ]
 
+    @property
+    def waiting(self) -> list[Message]:
+        """What is not committed."""
+        return self._uncommitted
+
     def add(self, message: Message) -> None:
         """Have a message wait for the session's transaction, which begins here if nothing has begun it."""
         if not self._session.in_transaction():
