@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
     from keven_core.kafka.abstracts.message_server import MessageReceiverServer
     from keven_core.kafka.abstracts.metaclass.base_handler_meta import BaseHandlerMeta
-    from keven_core.kafka.codecs import ProtobufEnvelopeCodec, register_codec
+    from keven_core.kafka.codecs import Codec, ProtobufEnvelopeCodec, register_codec
     from keven_core.kafka.commands.command import Command, CommandNames, CommandPhase, GenericCommand, PickledCommand
     from keven_core.kafka.commands.command_event import CommandErrorEvent, CommandEvent
     from keven_core.kafka.commands.logger import (
@@ -85,6 +85,7 @@ __all__ = [
     "BaseHandlerMeta",
     "BasicDetail",
     "BatchError",
+    "Codec",
     "Command",
     "CommandErrorEvent",
     "CommandEvent",
@@ -199,6 +200,7 @@ __getattr__, __dir__ = lazy_attributes(
         "keven_core.kafka.abstracts.message_server": ("MessageReceiverServer",),
         "keven_core.kafka.abstracts.metaclass.base_handler_meta": ("BaseHandlerMeta",),
         "keven_core.kafka.codecs": (
+            "Codec",
             "ProtobufEnvelopeCodec",
             "register_codec",
         ),
