@@ -91,11 +91,11 @@ class SessionOutbox(Outbox):
         super().__init__()
         self._session = session
         self._table = table
-        self._committed = False
-        self._savepoints: dict[SessionTransaction, int] = {}
+        self._begun: dict[SessionTransaction, int] = {}  # those that are open: where their messages begin
+        self._committed: SessionTransaction | None = None
+        self._written = False  # the messages of the transaction that is being committed, to the table
         self._listeners: list[tuple[str, Callable[..., Any]]] = [
             ("after_transaction_create", self._on_begin),
-            ("after_soft_rollback", self._on_rollback),
             ("before_commit", self._on_commit_due),
             ("after_commit", self._on_committed),
             ("after_transaction_end", self._on_end),
@@ -105,35 +105,43 @@ class SessionOutbox(Outbox):
         """Have a message wait for the session's transaction, which begins here if nothing has begun it."""
         if not self._session.in_transaction():
             self._session.begin()
-        super().add(message)
+        if self._written and self._committed is None:
+            self._write([message])  # raised by another listener of the commit, or by the flush that is part of it
+        else:
+            super().add(message)
+
+    def _write(self, messages: list[Message]) -> None:
+        assert self._table is not None
+        with self._session.no_autoflush:
+            write_messages(self._session, self._table, messages)
 
     def _on_begin(self, session: Session, transaction: SessionTransaction) -> None:
-        if transaction.nested:
-            self._savepoints[transaction] = len(self.messages)
-
-    def _on_rollback(self, session: Session, transaction: SessionTransaction) -> None:
-        self.drop(self._savepoints.pop(transaction, 0) if transaction.nested else 0)
+        if transaction.nested or transaction.parent is None:
+            self._begun[transaction] = len(self.messages)
 
     def _on_commit_due(self, session: Session) -> None:
         if self._table is not None and not session.in_nested_transaction():
-            write_messages(session, self._table, self.messages)
+            self._write(self.messages)
+            del self.messages[:]
+            self._written = True
 
     def _on_committed(self, session: Session) -> None:
-        if not session.in_nested_transaction():
-            self._committed = True
+        self._committed = session.get_nested_transaction() or session.get_transaction()
 
     def _on_end(self, session: Session, transaction: SessionTransaction) -> None:
-        # A savepoint ends before it is told that it was rolled back, so they are kept until here.
-        if transaction.parent is not None:
+        # Whichever way it came to its end: a session that is closed or reset tells of no rollback.
+        if transaction.parent is not None and not transaction.nested:
+            return  # a flush
+        start = self._begun.pop(transaction, 0)
+        committed, self._committed = self._committed is transaction, None
+        if not committed:
+            self.drop(start)
+        if transaction.nested:
             return
-        self._savepoints.clear()
-        if not self._committed:
-            return
+        self._begun.clear()
+        self._written = False
         # Only now: what is raised here leaves the session ready for its next transaction.
-        self._committed = False
-        if self._table is not None:
-            del self.messages[:]
-        elif self.messages:
+        if committed and self._table is None and self.messages:
             self.flush()
 
     def _enter(self) -> None:
@@ -147,8 +155,9 @@ class SessionOutbox(Outbox):
             event.remove(self._session, name, listener)
 
     def send(self) -> None:
-        """The block ends: what was not committed is not sent."""
-        self.drop()
+        """The block ends: what was not committed is not sent. What was refused after a commit stays for flush()."""
+        transaction = self._session.get_transaction()
+        self.drop(len(self.messages) if transaction is None else self._begun.get(transaction, 0))
 
 
 def session_outbox(session: Any, table: Table | None = None) -> SessionOutbox:
