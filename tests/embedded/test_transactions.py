@@ -1,5 +1,6 @@
 """Outboxes that follow transactions: SQLAlchemy and Django on SQLite, outbox tables on SQLite and PostgreSQL."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from embedded_support import quick, values, wait_until
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, func, insert, select
 from sqlalchemy.orm import Session
 
-from keven_core.kafka.errors import PublishError
+from keven_core.kafka.errors import PublishError, UsageError
 from keven_core.kafka.events.event import Event
 from keven_core.kafka.events.logger import keven_clear_event_publishers, keven_log_event, keven_set_publisher
 from keven_core.kafka.events.publisher import EventPublisher
@@ -260,8 +261,27 @@ def test_django_sends_what_is_committed(django_database: None, kafka: Any, logge
     with transaction_outbox():
         keven_log_event(raised(5))
     assert numbers(kafka) == [1, 2, 5]
+    # What is committed stays, whatever comes after it in the block.
+    with pytest.raises(ZeroDivisionError), transaction_outbox():
+        with transaction.atomic():
+            keven_log_event(raised(7))
+        with transaction.atomic():
+            keven_log_event(raised(8))
+            raise ZeroDivisionError
+    assert numbers(kafka) == [1, 2, 5, 7]
     kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
     with pytest.raises(PublishError), transaction_outbox() as box, transaction.atomic():
         keven_log_event(raised(6))
     assert box.flush() == 1
-    assert numbers(kafka) == [1, 2, 5, 6]
+    assert numbers(kafka) == [1, 2, 5, 7, 6]
+
+
+def test_django_has_no_asynchronous_transactions(django_database: None) -> None:
+    from keven_core.kafka.integrations.django import transaction_outbox
+
+    async def use() -> None:
+        async with transaction_outbox():
+            pytest.fail("it was entered")
+
+    with pytest.raises(UsageError, match=r"transactions of Django are synchronous: .*sync_to_async"):
+        asyncio.run(use())

@@ -15,6 +15,7 @@ from types import TracebackType
 
 from django.db import transaction
 
+from keven_core.kafka.errors import UsageError
 from keven_core.kafka.message import Message
 from keven_core.kafka.publishing import Outbox
 
@@ -35,10 +36,17 @@ class TransactionOutbox(Outbox):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Have what is committed sent after the commit: at once, if that has been."""
+        """Have what is committed sent after the commit: at once, if that has been.
+
+        Also when the block raises: Django forgets what waits for a transaction that is rolled back, and what is here
+        belongs to one that has been committed.
+        """
         self._leave()
-        if error is None:
-            transaction.on_commit(self._flush_committed, using=self._using)
+        transaction.on_commit(self._flush_committed, using=self._using)
+
+    async def __aenter__(self) -> TransactionOutbox:
+        """Refused: the transactions of Django are synchronous."""
+        raise UsageError("transactions of Django are synchronous: open this block within sync_to_async(), as they are")
 
     def _flush_committed(self) -> None:
         self.flush()
@@ -50,8 +58,8 @@ def transaction_outbox(using: str | None = None) -> TransactionOutbox:
     Arguments:
         using: the alias of the database; None: the default one.
 
-    Outside of a transaction they are sent at the end of the block. The commit hook blocks until they are acknowledged,
-    and raises PublishError where the transaction ends, which is committed all the same: the outbox keeps them for
-    flush().
+    Outside of a transaction they are sent at the end of the block, also when it raises: there is nothing to roll back.
+    The commit hook blocks until they are acknowledged, and raises PublishError where the transaction ends, which is
+    committed all the same: the outbox keeps them for flush().
     """
     return TransactionOutbox(using)
