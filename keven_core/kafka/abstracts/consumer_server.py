@@ -39,6 +39,9 @@ __all__ = ["KafkaConsumerServer", "PrintRunner", "Runner", "TopicPartition"]
 
 logger = logging.getLogger("keven_core.kafka")
 
+# max_retries and retry_interval (s) that nobody has chosen.
+_DEFAULT_RETRY = (3, 30)
+
 # Of a server whose handlers are synchronous, unless it is told how many.
 _MOST_THREADS = 16
 
@@ -75,7 +78,8 @@ class KafkaConsumerServer:
         pass_topic_param: runners are called run(message, topic=...).
         auto_reprocess_errors: True: a failed record is tried again by way of the server's retry topic; False: it is
             dead-lettered at once, unless its handler or event has a `retry_policy`.
-        retry_interval: seconds until then.
+        retry_interval: seconds until then. Like the next two it means nothing without auto_reprocess_errors, which is
+            warned about.
         max_retries: how often; then it is dead-lettered.
         retry_detail: the same two by topic: {topic: {"retry_interval": seconds, "max_retries": number}}, or
             {topic: RetryPolicy}.
@@ -261,6 +265,13 @@ class KafkaConsumerServer:
         """Which failed records are retried. Without committed offsets none: each run would begin with all of them."""
         runner = self._routing_runner()
         default = RetryPolicy(self.max_retries, self.retry_interval)
+        given = self.retry_detail or (self.max_retries, self.retry_interval) != _DEFAULT_RETRY
+        if given and not self.auto_reprocess_errors:
+            logger.warning(
+                "%s was given max_retries, retry_interval or retry_detail, which mean nothing without "
+                "auto_reprocess_errors=True: what fails is dead-lettered at once",
+                self.client_id,
+            )
         policies = Policies(
             default if self.auto_reprocess_errors else None,
             detail_policies(self.retry_detail, default) if self.auto_reprocess_errors else None,
