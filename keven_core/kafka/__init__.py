@@ -74,7 +74,8 @@ if TYPE_CHECKING:
     from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
     from keven_core.kafka.message import Message
     from keven_core.kafka.outcomes import BatchError, DeadLetter, Retry, Skip
-    from keven_core.kafka.publishing import DelayedCommandsAndEvents, MessagePublisher, Outbox, outbox
+    from keven_core.kafka.publishers import MessagePublisher
+    from keven_core.kafka.publishing import DelayedCommandsAndEvents, Outbox, outbox
     from keven_core.kafka.record import current_record, current_records
     from keven_core.kafka.redrive import Redrive, RedriveReport
     from keven_core.kafka.retry import Exponential, RetryPolicy
@@ -277,9 +278,9 @@ __getattr__, __dir__ = lazy_attributes(
             "Retry",
             "Skip",
         ),
+        "keven_core.kafka.publishers": ("MessagePublisher",),
         "keven_core.kafka.publishing": (
             "DelayedCommandsAndEvents",
-            "MessagePublisher",
             "Outbox",
             "outbox",
         ),

@@ -52,7 +52,8 @@ from keven_core.kafka.errors import (
 )
 from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
 from keven_core.kafka.outcomes import Outcome
-from keven_core.kafka.publishing import HandlerOutbox, write_to
+from keven_core.kafka.publishers import write_to
+from keven_core.kafka.publishing import HandlerOutbox
 from keven_core.kafka.retry import Policies
 
 if TYPE_CHECKING:

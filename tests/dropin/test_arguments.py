@@ -1,6 +1,7 @@
 """What arguments of the original's interface do, where no other test shows it; shown_by.json tells which one does."""
 
 import asyncio
+import contextvars
 import inspect
 import subprocess
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from envelopes import envelope_class
 
+from keven_core.kafka import publishing
 from keven_core.kafka.abstracts import MessagePublisher
 from keven_core.kafka.abstracts.command_handler import (
     CommandHandler,
@@ -119,11 +121,13 @@ def numbered() -> Any:
 def kept() -> Iterator[Kept]:
     """What is published in this test."""
     logger = Kept()
+    context = contextvars.copy_context()
     keven_set_publisher(EventPublisher(logger))
     set_publisher(CommandPublisher(logger))
     yield logger
     keven_set_publisher(None)
     set_publisher(None)
+    publishing._place.set(context.get(publishing._place))
 
 
 @pytest.fixture
