@@ -10,7 +10,8 @@ Where a message goes is decided by the context (contextvars) in which it is rais
 1. In a handler (`delay_commands_and_events`) it waits in the outbox of the handler that runs.
 2. In an `outbox()` block it waits for the end of the block. A block within another, or within a handler, is as a
    savepoint of SQL: when it ends well its messages join the outer one's; when it raises, only its own are dropped.
-3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands.
+3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands. A task that
+   calls it has a cache of its own, whatever it was started with.
 4. Else it goes out at once.
 
 Tasks and threads that are started with a copy of the context share its outbox as long as that is open; what they raise
@@ -29,6 +30,7 @@ import itertools
 import logging
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextvars import ContextVar
 from types import TracebackType
@@ -279,12 +281,33 @@ def current_outbox() -> Outbox | None:
     return None if place is None else place.outbox.collecting()
 
 
+class _CommitCache(Outbox):
+    """What waits for a flush: of the thread or task that has asked for it, and of what that starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        task = _current_task()
+        self._task = None if task is None else weakref.ref(task)
+
+    def is_of_another_task(self) -> bool:
+        """Whether this came along with the context that the current task was started with."""
+        task = _current_task()
+        return task is not None and (self._task is None or self._task() is not task)
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # there is no event loop in this thread
+        return None
+
+
 def _own_place() -> _Place:
     """The place of this context; an outbox of its own, that collects nothing yet, is made if there is none."""
     place = _place.get()
     box = None if place is None else place.outbox.collecting()
     if place is None or box is None:
-        place = _Place(Outbox(), frozenset())
+        place = _Place(_CommitCache(), frozenset())
         _place.set(place)
     return place
 
@@ -292,8 +315,9 @@ def _own_place() -> _Place:
 def collect_on_commit(kind: MessageKind) -> None:
     """From here on messages of a kind wait in this thread or task, until flush_cache()."""
     place = _own_place()
-    if kind not in place.kinds:
-        _place.set(_Place(place.outbox, place.kinds | {kind}))
+    if isinstance(place.outbox, _CommitCache) and place.outbox.is_of_another_task():
+        place = _Place(_CommitCache(), place.kinds)
+    _place.set(_Place(place.outbox, place.kinds | {kind}))
 
 
 def send_at_once(kind: MessageKind) -> None:
