@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
     from keven_core.kafka.abstracts.message_server import MessageReceiverServer
     from keven_core.kafka.abstracts.metaclass.base_handler_meta import BaseHandlerMeta
-    from keven_core.kafka.codecs import ProtobufEnvelopeCodec, register_codec
+    from keven_core.kafka.codecs import Codec, ProtobufEnvelopeCodec, register_codec
     from keven_core.kafka.commands.command import Command, CommandNames, CommandPhase, GenericCommand, PickledCommand
     from keven_core.kafka.commands.command_event import CommandErrorEvent, CommandEvent
     from keven_core.kafka.commands.logger import (
@@ -74,7 +74,8 @@ if TYPE_CHECKING:
     from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
     from keven_core.kafka.message import Message
     from keven_core.kafka.outcomes import BatchError, DeadLetter, Retry, Skip
-    from keven_core.kafka.publishing import DelayedCommandsAndEvents, MessagePublisher, Outbox, outbox
+    from keven_core.kafka.publishers import MessagePublisher
+    from keven_core.kafka.publishing import DelayedCommandsAndEvents, Outbox, outbox
     from keven_core.kafka.record import current_record, current_records
     from keven_core.kafka.redrive import Redrive, RedriveReport
     from keven_core.kafka.retry import Exponential, RetryPolicy
@@ -85,6 +86,7 @@ __all__ = [
     "BaseHandlerMeta",
     "BasicDetail",
     "BatchError",
+    "Codec",
     "Command",
     "CommandErrorEvent",
     "CommandEvent",
@@ -199,6 +201,7 @@ __getattr__, __dir__ = lazy_attributes(
         "keven_core.kafka.abstracts.message_server": ("MessageReceiverServer",),
         "keven_core.kafka.abstracts.metaclass.base_handler_meta": ("BaseHandlerMeta",),
         "keven_core.kafka.codecs": (
+            "Codec",
             "ProtobufEnvelopeCodec",
             "register_codec",
         ),
@@ -275,9 +278,9 @@ __getattr__, __dir__ = lazy_attributes(
             "Retry",
             "Skip",
         ),
+        "keven_core.kafka.publishers": ("MessagePublisher",),
         "keven_core.kafka.publishing": (
             "DelayedCommandsAndEvents",
-            "MessagePublisher",
             "Outbox",
             "outbox",
         ),

@@ -52,7 +52,8 @@ from keven_core.kafka.errors import (
 )
 from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
 from keven_core.kafka.outcomes import Outcome
-from keven_core.kafka.publishing import HandlerOutbox, write_to
+from keven_core.kafka.publishers import write_to
+from keven_core.kafka.publishing import HandlerOutbox
 from keven_core.kafka.retry import Policies
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ _OFFSET_QUERY_MS = 10_000
 _COPY_WAIT_S = 60.0
 # How long the others are waited for before a record of the retry topic is handled that a worker has died with.
 _SUSPECT_WAIT_S = 30.0
+# What a broker answers to a commit while it waits for members to take note of a new generation of the group.
+_REARRANGING = ("ILLEGAL_GENERATION", "REBALANCE_IN_PROGRESS", "STALE_MEMBER_EPOCH")
+_RECOMMIT_S = 0.05
 _LOGICAL_OFFSETS = {"stored": -1001, "earliest": -2, "latest": -1}
 
 Order = Literal["partition", "key", "none"]
@@ -1046,7 +1050,7 @@ class Session:
                 deadline += yield from self._timed(self._give_up(partitions, lost=True), problems)
         if not self.plan.no_commit and self.plan.use_group:
             try:
-                yield Call(lambda: consumer.commit(_left_ms(deadline)))
+                yield from self._commit_last(deadline)
             except CommitError as error:
                 problems.append(error)
         # After a fatal error, such as a static member's that another one has replaced, nothing is its own any more.
@@ -1070,6 +1074,20 @@ class Session:
             for problem in problems[1:]:
                 logger.error("while shutting down: %s", one_line(problem, 1000))
             raise problems[0]
+
+    def _commit_last(self, deadline: float) -> Steps:
+        """Commit what is stored; again and again while the group is being rearranged, which takes no commits then."""
+        consumer = self.consumer
+        assert consumer is not None
+        while True:
+            try:
+                yield Call(lambda: consumer.commit(_left_ms(deadline)))
+                return
+            except CommitError as error:
+                passing = error.name in _REARRANGING and not consumer.assignment_lost
+                if not passing or time.monotonic() >= deadline:
+                    raise
+            yield Rest(_RECOMMIT_S)
 
     def _timed(self, steps: Steps, problems: list[BaseException]) -> Generator[Any, Any, float]:
         """Steps of the end that call hooks: how long they took; what they raise is added to the problems."""

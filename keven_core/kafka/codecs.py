@@ -68,11 +68,15 @@ class Codec(Protocol):
         record undecodable: it is dead-lettered.
 
         The payload of a typed event is the JSON object of its own fields, or empty; an old-style class gets the bytes
-        as they are in parse_payload().
+        as they are in parse_payload(), and `is_audit_event` from the fields if it is there.
         """
 
     def encode(self, name: str, fields: dict[str, Any], payload: bytes) -> bytes:
-        """The reverse. `created` is a datetime; fields that are None are left out."""
+        """The reverse. `created` is a datetime; fields that are None are left out.
+
+        An old-style event's `is_audit_event` is among the fields when it is true; ProtobufEnvelopeCodec has no place
+        for it, and the class's own default counts where the event arrives.
+        """
 
 
 class _Registry:

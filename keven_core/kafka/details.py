@@ -25,7 +25,7 @@ import msgspec
 
 from keven_core.kafka.envelope import vars_in_mro
 from keven_core.kafka.errors import UndecodableError
-from keven_core.kafka.plain_data import DEEP, TAGS, Reader
+from keven_core.kafka.plain_data import DEEP, TAGS, Reader, check_depth, own_slots, reserved_names
 
 __all__ = ["BasicDetail", "DetailBuilder", "blank"]
 
@@ -73,24 +73,11 @@ def blank(cls: Any) -> Any:
     return maker_of(cls)()
 
 
-@cache  # bounded by the program's own classes
-def reserved_names(cls: type) -> frozenset[str]:
-    """Names that the wire may not give values to: methods, properties, and what Python itself uses."""
-    names = set()
-    for base in cls.__mro__:
-        for name, value in vars(base).items():
-            if (name.startswith("__") and name.endswith("__")) or (
-                hasattr(type(value), "__get__") and not inspect.ismemberdescriptor(value)
-            ):
-                names.add(name)
-    return frozenset(names)
-
-
 def set_attributes(made: Any, attributes: dict[str, Any]) -> Any:
     """Set attributes of an object as they came over the wire, running nothing of its class."""
     cls: Any = type(made)
     reserved = reserved_names(cls)
-    slots = _slots(cls)
+    slots = own_slots(cls)
     # The envelope of a message has been checked; what stands in a state of jsonpickle has not.
     checked = getattr(cls, "__struct_fields__", ())
     for name, value in attributes.items():
@@ -101,12 +88,6 @@ def set_attributes(made: Any, attributes: dict[str, Any]) -> Any:
         elif name not in reserved and cls.__dictoffset__:
             object.__getattribute__(made, "__dict__")[name] = value
     return made
-
-
-@cache  # bounded by the program's own classes
-def _slots(cls: type) -> dict[str, Any]:
-    members = (item for base in reversed(cls.__mro__) for item in vars(base).items())
-    return {name: value for name, value in members if inspect.ismemberdescriptor(value)}
 
 
 def _is_plain(cls: Any, module: str) -> bool:
@@ -213,6 +194,7 @@ class DetailBuilder:
 
     Attributes:
         detail_class: the class.
+        checks_fields: it is a struct, dataclass or dict: what comes over the wire is converted to it as a whole.
         names_to_look_at: names of attributes that need a closer look: tags, and what the wire may not set.
         make: makes an object without attributes from the wire.
         is_simple: without such names, and dicts and lists among the values, an object's __dict__ takes them all.
@@ -221,12 +203,12 @@ class DetailBuilder:
 
     def __init__(self, detail_class: Any) -> None:
         self.detail_class = detail_class
-        self._checks_fields = not getattr(detail_class, "is_old_style", False) and (
+        self.checks_fields = not getattr(detail_class, "is_old_style", False) and (
             issubclass(detail_class, (msgspec.Struct, dict)) or dataclasses.is_dataclass(detail_class)
         )
         self.make = maker_of(detail_class)
-        self.names_to_look_at = frozenset({*reserved_names(detail_class), *TAGS, *_slots(detail_class)})
-        self.is_simple = not self._checks_fields and detail_class.__dictoffset__ != 0 and not _hints(detail_class)
+        self.names_to_look_at = frozenset({*reserved_names(detail_class), *TAGS, *own_slots(detail_class)})
+        self.is_simple = not self.checks_fields and detail_class.__dictoffset__ != 0 and not _hints(detail_class)
         self.takes_dict = (
             self.is_simple
             and isinstance(self.make, functools.partial)
@@ -252,7 +234,7 @@ class DetailBuilder:
             plain = _parsed(plain)
             if type(plain) is not dict:
                 return Reader().read(plain)
-        if self._checks_fields:
+        if self.checks_fields:
             content = _DetailReader(self.detail_class, None).read(_as_object(plain))
             try:
                 return msgspec.convert(content, self.detail_class)
@@ -275,6 +257,7 @@ def _as_object(plain: dict[Any, Any]) -> dict[Any, Any]:
 
 
 def _parsed(text: str) -> Any:
+    check_depth(text)
     try:
         return json.loads(text)  # not msgspec: it refuses the NaN that jsonpickle writes
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
-from keven_core.kafka.codecs import BUILT_IN, codec_named
+from keven_core.kafka.codecs import BUILT_IN, ProtobufEnvelopeCodec, codec_named
 from keven_core.kafka.envelope import MessageMeta, dataclass_transform
 from keven_core.kafka.errors import KevenError, UndecodableError, UsageError
 from keven_core.kafka.kinds import MessageKind
@@ -112,9 +112,8 @@ class Message(msgspec.Struct, metaclass=MessageMeta, gc=False, kw_only=True):
         The class has the fields that ProtobufEnvelopeCodec asks for. Raises ConfigurationError if it has not, and
         UndecodableError for a content that can't be read.
         """
-        from keven_core.kafka.codecs import ProtobufEnvelopeCodec
-
-        codec = ProtobufEnvelopeCodec(type(envelope))
+        message_class: Any = type(envelope)
+        codec = _protobuf_codec(message_class)
         try:
             name, fields, payload = codec.decode(envelope.SerializeToString())
             return envelope_decoder(cls.kind, name)(name, fields, payload)
@@ -136,6 +135,11 @@ class Message(msgspec.Struct, metaclass=MessageMeta, gc=False, kw_only=True):
                 setattr(made, kind.noun, self)
                 return made
         raise UsageError(f"{name} has no handler class")
+
+
+@cache  # bounded by the program's own classes
+def _protobuf_codec(message_class: Any) -> ProtobufEnvelopeCodec:
+    return ProtobufEnvelopeCodec(message_class)
 
 
 class GenericMessage:
@@ -244,11 +248,12 @@ def envelope_decoder(kind: MessageKind, name: str | None) -> Callable[[str, dict
 
         return decode_generic
     if cls.is_old_style:
+        decode_msgpack = decoders_of(cls)[1]
+        own_name = kind.name_of(getattr(cls, kind.name_field))
 
         def parse(found: str, fields: dict[str, Any], payload: bytes) -> Any:
-            message = cls.blank()
-            for field, value in fields.items():
-                setattr(message, field, value)
+            # By the class's own decoder, so that the envelope is checked, and set when `__init__` runs.
+            message = decode_msgpack(msgspec.msgpack.encode({**fields, kind.name_field: own_name}))
             message.parse_payload(payload)
             return message
 
@@ -297,6 +302,8 @@ def _take_apart(message: Any) -> tuple[str, dict[str, Any], bytes]:
     if message.is_old_style:
         payload = message.serialize_payload()
         fields = {field: str(value) if isinstance(value, uuid.UUID) else value for field, value in fields.items()}
+        if getattr(message, "is_audit_event", False):
+            fields["is_audit_event"] = True  # a typed event has it in its payload
         return kind.name_of(name), fields, payload.encode() if isinstance(payload, str) else bytes(payload or b"")
     if isinstance(message, GenericMessage) and list(message.fields) == [_PAYLOAD]:
         payload = message.fields[_PAYLOAD]

@@ -14,7 +14,7 @@ nothing for it. On the wire it is the same flat object; after the envelope comes
     payload, payload_bytes    what serialize_payload() has returned, str or bytes, if the service has overridden it;
                               parse_payload() gets the same
     details, offloads         the attributes of `details` of a pickled message, and which of them lie in files
-    its own attributes        otherwise; `attributes` lists those that the class does not tell of (known_attributes)
+    its own attributes        otherwise; `py/attributes` lists those the class does not tell of (known_attributes)
 
 On arrival `__init__` runs if it needs no arguments, then the envelope is set, then the payload.
 """
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import enum
 import operator
-import typing
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -32,12 +31,12 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from keven_core.kafka.codecs import BUILT_IN
-from keven_core.kafka.details import BasicDetail, DetailBuilder, reserved_names, takes_no_arguments
+from keven_core.kafka.details import BasicDetail, DetailBuilder, takes_no_arguments
 from keven_core.kafka.envelope import MessageMeta
 from keven_core.kafka.errors import RegistrationError, UndecodableError, UsageError
 from keven_core.kafka.kinds import MessageKind
 from keven_core.kafka.large_attributes import Offload, manager_of
-from keven_core.kafka.plain_data import all_to_plain, attributes_of, to_plain
+from keven_core.kafka.plain_data import all_to_plain, attributes_of, check_depth, own_slots, sendable, to_plain
 
 __all__ = ["OldStyle", "OldStyleMeta", "Pickled", "prepare"]
 
@@ -50,7 +49,7 @@ _DETAIL_FIELDS: dict[str, tuple[str, Any]] = {
     "details": ("details", Any),
     "_wire_offloads": ("offloads", dict[str, Offload]),
 }
-_ATTRIBUTE_FIELDS: dict[str, tuple[str, Any]] = {"_wire_attributes": ("attributes", list[str])}
+_ATTRIBUTE_FIELDS: dict[str, tuple[str, Any]] = {"_wire_attributes": ("py/attributes", list[str])}
 
 _make_struct = type(msgspec.Struct).__call__
 _copy_struct: Callable[[Any], Any] = operator.attrgetter("__copy__")(msgspec.Struct)
@@ -105,6 +104,7 @@ class OldStyle:
 
         Called in the thread that decodes, once for each message. An exception makes the record undecodable.
         """
+        check_depth(payload)
         try:
             attributes = msgspec.json.decode(payload)
         except ValueError as error:
@@ -157,7 +157,7 @@ class OldStyle:
         if not has_own_payload(cls):
             own = self._own_attributes(binary=binary)
             unknown = [name for name in own if name not in known_attributes(cls)]
-            return {"attributes": unknown, **own} if unknown else own
+            return {"py/attributes": unknown, **own} if unknown else own
         payload = self.serialize_payload()
         if isinstance(payload, str):
             return {"payload": payload}
@@ -173,13 +173,7 @@ class OldStyle:
     def _own_attributes(self, *, binary: bool) -> dict[str, Any]:
         cls: Any = type(self)
         own = {name: value for name, value in vars(self).items() if name != cls.kind.name_field}
-        taken = reserved_names(cls).intersection(own)
-        if taken:
-            raise UsageError(
-                f"{cls.__qualname__}.{sorted(taken)[0]} would hide a method of that name where it arrives: give the "
-                f"attribute another name"
-            )
-        return all_to_plain(own, where=cls.__qualname__, binary=binary)
+        return all_to_plain(sendable(cls, own, cls.__qualname__), where=cls.__qualname__, binary=binary)
 
     @classmethod
     def blank(cls) -> Any:
@@ -248,8 +242,25 @@ class Pickled(OldStyle):
         self.details = builder_of(self.detail_class).make_or_none()
 
     def serialize_payload(self) -> Any:
-        """The details as JSON text."""
-        return msgspec.json.encode(self._plain_details(binary=False)).decode()
+        """The details as JSON text; of those in files, their paths, and `offloads`, their names.
+
+        Raises UsageError when one that has arrived as bytes still lies in its file: load_large_attributes() is missing.
+        """
+        cls: Any = type(self)
+        names = [name for name in cls.large_attributes if isinstance(getattr(self.details, name, None), str)]
+        if not names:
+            return msgspec.json.encode(self._plain_details(binary=False)).decode()
+        offloads = self._offload(names)
+        plain = self._plain_details(binary=False, left_out=("offloads", *offloads))
+        for name, offload in offloads.items():
+            if not offload.is_text:
+                raise UsageError(
+                    f"{cls.__qualname__}.details.{name} lies in a file, which a payload can only say of text: call "
+                    f"load_large_attributes() before it is sent on"
+                )
+            plain[name] = str(manager_of(cls).folder / offload.path)
+        plain["offloads"] = list(offloads)
+        return msgspec.json.encode(plain).decode()
 
     def parse_payload(self, payload: str | bytes) -> None:
         """Take the details from JSON text, also from text that jsonpickle has written."""
@@ -273,20 +284,31 @@ class Pickled(OldStyle):
         cls: Any = type(self)
         if has_own_payload(cls):
             return super()._carried(binary=binary)
+        if isinstance(self.details, str):
+            # As JSON text, which is what text in the place of the details is taken for.
+            return {"details": msgspec.json.encode(self.details).decode()}
         names = cls.large_attributes
         if not names:
             return {"details": self._plain_details(binary=binary)}
-        manager = manager_of(cls)
-        offloads = manager.offload(self, self.details, names)
-        if self._wire_offloads is not UNSET:
-            offloads = {**manager.still_in_files(self.details, self._wire_offloads), **offloads}
+        offloads = self._offload(names)
         plain = self._plain_details(binary=binary, left_out=("offloads", *offloads))
         return {"details": plain, "offloads": offloads} if offloads else {"details": plain}
 
+    def _offload(self, names: Sequence[str]) -> dict[str, Offload]:
+        """Those of the named attributes that lie in files, after the large ones have been put there."""
+        manager = manager_of(type(self))
+        offloads = manager.offload(self, self.details, names)
+        if self._wire_offloads is UNSET:
+            return offloads
+        return {**manager.still_in_files(self.details, self._wire_offloads), **offloads}
+
     def _plain_details(self, *, binary: bool, left_out: tuple[str, ...] = ()) -> Any:
         details, where = self.details, f"{type(self).__qualname__}.details"
-        attributes = attributes_of(details)
-        if attributes is None or isinstance(details, _NO_ATTRIBUTES):
+        if isinstance(details, dict) and not builder_of(self.detail_class).checks_fields:
+            # Said to be a dict: an object of the detail_class would be made of one that looks like its attributes.
+            return {"py/dict": [to_plain(pair, where=where, binary=binary) for pair in map(list, details.items())]}
+        attributes = None if isinstance(details, _NO_ATTRIBUTES) else attributes_of(details, where)
+        if attributes is None:
             return to_plain(details, where=where, binary=binary)
         if left_out:
             attributes = {name: value for name, value in attributes.items() if name not in left_out}
@@ -347,7 +369,8 @@ def has_own_payload(cls: Any) -> bool:
 @cache
 def known_attributes(cls: Any) -> frozenset[str]:
     """Attributes that a class tells of: those that `__init__` sets without arguments, and those with annotations."""
-    known = set(typing.get_type_hints(cls.annotated))
+    # Only their names count, so that it does not matter whether what they say can be looked up.
+    known = {name for base in cls.annotated.__mro__ for name in vars(base).get("__annotations__", ())}
     if takes_no_arguments(cls.__init__, None):
         known.update(vars(cls()))
     return frozenset(known.difference(cls.__struct_fields__, (cls.kind.name_field,)))
@@ -410,8 +433,18 @@ def prepare(
             )
         for name, value in bodies.items():
             setattr(cls, name, value)
+        if issubclass(cls, Pickled) and cls.large_attributes and not _takes_any(cls.detail_class, "offloads"):
+            raise RegistrationError(
+                f"{where} has large_attributes, and its detail_class {cls.detail_class.__qualname__} has no attribute "
+                f"offloads, which lists those that lie in files: give it one, offloads: list[str]"
+            )
 
     return bases, complete
+
+
+def _takes_any(detail_class: Any, name: str) -> bool:
+    """Whether objects of a class can have an attribute of that name."""
+    return bool(detail_class is None or detail_class.__dictoffset__ or name in own_slots(detail_class))
 
 
 def _is_mixin_with_init(base: type) -> bool:

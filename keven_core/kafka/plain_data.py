@@ -21,6 +21,8 @@ import base64
 import datetime
 import decimal
 import enum
+import functools
+import inspect
 import math
 import types
 import uuid
@@ -32,12 +34,43 @@ import msgspec
 
 from keven_core.kafka.errors import UndecodableError, UsageError
 
-__all__ = ["DEEP", "TAGS", "Reader", "all_to_plain", "attributes_of", "to_plain"]
+__all__ = [
+    "DEEP",
+    "TAGS",
+    "Reader",
+    "all_to_plain",
+    "attributes_of",
+    "check_depth",
+    "own_slots",
+    "reserved_names",
+    "sendable",
+    "to_plain",
+]
 
 _HEAP_TYPE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: made by a class statement, or by an extension module
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
+
+
+@cache  # bounded by the program's own classes
+def reserved_names(cls: type) -> frozenset[str]:
+    """Names that the wire may not give values to: methods, properties, and what Python itself uses."""
+    names = set()
+    for base in cls.__mro__:
+        for name, value in vars(base).items():
+            if (name.startswith("__") and name.endswith("__")) or (
+                hasattr(type(value), "__get__") and not inspect.ismemberdescriptor(value)
+            ):
+                names.add(name)
+    return frozenset(names)
+
+
+@cache  # bounded by the program's own classes
+def own_slots(cls: type) -> dict[str, Any]:
+    """What `__slots__` of a class and its bases have made, by the name that each is stored under."""
+    members = (item for base in reversed(cls.__mro__) for item in vars(base).items())
+    return {name: value for name, value in members if inspect.ismemberdescriptor(value)}
 
 
 @cache  # bounded by the program's own classes
@@ -47,22 +80,51 @@ def _slots_of(cls: Any) -> dict[str, str] | None:
         return None
     if issubclass(cls, msgspec.Struct):
         return dict(zip(cls.__struct_fields__, cls.__struct_encode_fields__, strict=True))
-    slots: list[str] = []
-    for base in reversed(cls.__mro__):
-        found = vars(base).get("__slots__", ())
-        slots += [found] if isinstance(found, str) else found
-    names = {name: name for name in slots if name not in ("__dict__", "__weakref__")}
+    names = {name: name for name in own_slots(cls)}
     return names if names or cls.__dictoffset__ else None
 
 
-def attributes_of(value: Any) -> dict[str, Any] | None:
-    """Attributes of an object of a class written in Python: its __dict__ and __slots__; None: it is no such object."""
+@cache  # bounded by the program's own classes
+def _derived(cls: type) -> frozenset[str]:
+    """Attributes that hold what a class has worked out from others, and would work out again."""
+    return frozenset(
+        name for base in cls.__mro__ for name, value in vars(base).items()
+        if isinstance(value, functools.cached_property)
+    )  # fmt: skip
+
+
+def attributes_of(value: Any, where: str) -> dict[str, Any] | None:
+    """Attributes of an object of a class written in Python: its __dict__ and __slots__; None: it is no such object.
+
+    As sendable() lets them through.
+    """
     cls: Any = type(value)
     slots = _slots_of(cls)
     if slots is None:
         return None
-    own: dict[str, Any] = getattr(value, "__dict__", {})
-    return {**{on_wire: getattr(value, name) for name, on_wire in slots.items() if hasattr(value, name)}, **own}
+    attributes: dict[str, Any] = dict(getattr(value, "__dict__", ()))
+    if slots:
+        own = {on_wire: getattr(value, name) for name, on_wire in slots.items() if hasattr(value, name)}
+        attributes = {**own, **attributes}
+    return sendable(cls, attributes, where)
+
+
+def sendable(cls: type, attributes: dict[str, Any], where: str) -> dict[str, Any]:
+    """The attributes of an object without those of cached properties, which are taken out of the dict.
+
+    Raises UsageError for names that would not arrive; `where` says whose they are.
+    """
+    for name in _derived(cls):
+        attributes.pop(name, None)
+    for name in attributes:
+        if type(name) is not str or name.startswith("py/"):
+            raise UsageError(f"{where} has an attribute {name!r:.80}, which can't be told from a tag")
+    hidden = reserved_names(cls).intersection(attributes)
+    if hidden:
+        raise UsageError(
+            f"{where}.{min(hidden)} would hide a method of that name where it arrives: give the attribute another name"
+        )
+    return attributes
 
 
 def to_plain(value: Any, *, where: str, binary: bool = False) -> Any:
@@ -96,7 +158,7 @@ class _Writer:
         if cls is str or cls is bool or value is None:
             return value
         if cls is int:
-            return value if -(1 << 63) <= value < 1 << 64 else {"py/int": str(value)}
+            return value if -(1 << 63) <= value < 1 << 64 else {"py/int": _digits(value, where)}
         if cls is float:
             return value if math.isfinite(value) else {"py/float": str(value)}
         if cls is bytes and self._binary:
@@ -134,17 +196,21 @@ class _Writer:
         for base, write_value in _VALUES.items():
             if isinstance(value, base):
                 return write_value(value)
-        attributes = attributes_of(value)
+        attributes = attributes_of(value, where)
         if attributes is None:
             raise UsageError(
                 f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which is no data: leave it out of "
                 f"what goes over the wire, or write it yourself in serialize_payload()"
             )
-        tags = [name for name in attributes if type(name) is not str or name.startswith("py/")]
-        if tags:
-            raise UsageError(f"{where} has an attribute {tags[0]!r:.80}, which can't be told from a tag")
         plain = {name: self.write(item, f"{where}.{name}") for name, item in attributes.items()}
         return {"py/object": f"{type(value).__module__}.{type(value).__qualname__}", **plain}
+
+
+def _digits(value: int, where: str) -> str:
+    try:
+        return str(value)
+    except ValueError as error:  # Python's own limit, which holds for whoever reads it too
+        raise UsageError(f"{where} is too large a number: {error}") from None
 
 
 def _write_timedelta(value: datetime.timedelta) -> dict[str, Any]:
@@ -197,6 +263,13 @@ _EXACT = frozenset(
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
+
+
+def check_depth(text: str | bytes) -> None:
+    """Raise UndecodableError for JSON text that is nested so deep that reading it would end in a RecursionError."""
+    from keven_core._native.dispatch import check_nesting
+
+    check_nesting(text.encode(errors="replace") if isinstance(text, str) else bytes(text))
 
 
 class Reader:

@@ -10,8 +10,9 @@ Where a message goes is decided by the context (contextvars) in which it is rais
 1. In a handler (`delay_commands_and_events`) it waits in the outbox of the handler that runs.
 2. In an `outbox()` block it waits for the end of the block. A block within another, or within a handler, is as a
    savepoint of SQL: when it ends well its messages join the outer one's; when it raises, only its own are dropped.
-3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands. What waits
-   when the thread, task or process ends is lost, with an error in the log.
+3. After `keven_send_events_on_commit()` it waits for `keven_flush_event_cache()`; likewise for commands. A task that
+   calls it has a cache of its own, whatever it was started with. What waits when the thread, task or process ends is
+   lost, with an error in the log.
 4. Else it goes out at once.
 
 Tasks and threads that are started with a copy of the context share its outbox as long as that is open; what they raise
@@ -36,45 +37,37 @@ import weakref
 from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, overload
+from typing import Any, NamedTuple, Protocol, TypeVar, overload
 
 from keven_core.kafka._calls import is_async
-from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import PublishError, UsageError
 from keven_core.kafka.kinds import KINDS, MessageKind
 from keven_core.kafka.message import Message
 from keven_core.kafka.outcomes import Outcome
+from keven_core.kafka.publishers import METHODS, MessagePublisher, Unsent, last_publisher, one_by_one
 
 __all__ = [
     "DelayedCommandsAndEvents",
     "HandlerOutbox",
-    "MessagePublisher",
     "Outbox",
     "WriteCache",
     "begun_share",
-    "clear_publishers",
     "collect_on_commit",
     "flush_cache",
     "handled",
     "handler_outbox",
-    "last_publisher",
     "outbox",
     "publish",
     "publish_now",
     "send_at_once",
-    "set_publisher",
     "settled",
     "undelayed",
     "write_cache",
-    "write_to",
 ]
 
 logger = logging.getLogger("keven_core.kafka")
 
 Self = TypeVar("Self", bound="Outbox")
-
-# Of messages that were not accepted: each with its error, or None when it was not tried any more.
-Unsent = list[tuple[Message, "Exception | None"]]
 
 
 class _Place(NamedTuple):
@@ -98,162 +91,6 @@ _ALL = frozenset(KINDS)
 def _open_place() -> _Place | None:
     place = _place.get()
     return None if place is None else place.open()
-
-
-# --- publishers ------------------------------------------------------------------------------------------------------
-
-
-class MessagePublisher:
-    """Base of EventPublisher and CommandPublisher: writes messages of one kind with a logger.
-
-    `logger` is a KafkaLogger, a KafkaBatchLogger, or any object with log(data, topic=...), which gets bytes.
-    """
-
-    kind: ClassVar[MessageKind]
-
-    def __init__(self, logger: Any) -> None:
-        self.logger = logger
-
-    def publish(self, message: Any, topic: str | None = None) -> None:
-        """Write a message: to `topic`, else to the audit topic if it says so, else to the topic of its name.
-
-        Blocks and raises as the logger's log(). Its key is the message's, so that messages of one key stay in order.
-        """
-        self.logger.log(self._data(message), topic=topic or self.topic_of(message))
-
-    def topic_of(self, message: Any) -> str:
-        """The topic that a message goes to by itself."""
-        # A publisher that is neither EventPublisher nor CommandPublisher goes by the message.
-        kind: MessageKind | None = getattr(self, "kind", None) or getattr(message, "kind", None)
-        if kind is None:
-            raise UsageError(
-                f"{type(self).__qualname__} can't tell whether a {type(message).__qualname__} is an event or a "
-                f"command: use EventPublisher or CommandPublisher"
-            )
-        if kind.audit_topic is not None and getattr(message, "is_audit_event", False):
-            return kind.audit_topic
-        return kind.topic_of(kind.name_of(getattr(message, kind.name_field)))
-
-    def _data(self, message: Any) -> Any:
-        # A logger of ours encodes by itself, and takes the key from the message.
-        return message if getattr(self.logger, "takes_messages", False) else message.serialize()
-
-    def publish_all(self, messages: list[Message], *, wait: bool) -> Unsent:
-        """Write messages in order; those that were not accepted come back.
-
-        With `wait`, and a KafkaLogger, they are sent together and acknowledged when this returns.
-        """
-        if wait and hasattr(self.logger, "log_each") and self._is_plain():
-            entries = [(message, self.topic_of(message), None) for message in messages]
-            return [
-                (message, error[0])
-                for message, error in zip(messages, self.logger.log_each(entries), strict=True)
-                if error is not None
-            ]
-        return _one_by_one(getattr(self, _METHODS[self.kind.noun]), messages)
-
-    def _is_plain(self) -> bool:
-        """Whether nothing has changed how a message is published: no subclass, and no stand-in for a method."""
-        from keven_core.kafka.logger import KafkaLogger
-
-        method = _METHODS[self.kind.noun]
-        steps = [
-            (getattr(self, method), getattr(self.kind.publisher_class(), method)),
-            (self.publish, MessagePublisher.publish),
-            (self.logger.log, KafkaLogger.log),
-        ]
-        return all(getattr(step, "__func__", None) is usual for step, usual in steps)
-
-
-# The method by which a publisher takes a message of a kind; that of a service needs no other.
-_METHODS = {"event": "log_event", "command": "dispatch_command"}
-
-
-def _one_by_one(method: Callable[[Any], Any], messages: list[Message]) -> Unsent:
-    for position, message in enumerate(messages):
-        try:
-            method(message)
-        except Exception as error:
-            return [(message, error), *((later, None) for later in messages[position + 1 :])]
-    return []
-
-
-# By noun: the last clearing at the time, and the publisher.
-_publishers: ContextVar[dict[str, tuple[object, Any]] | None] = ContextVar("keven_core.publishers", default=None)
-_clearings = {kind.noun: object() for kind in KINDS}
-_everywhere: dict[str, Any] = {}
-
-
-def set_publisher(kind: MessageKind, publisher: Any, *, everywhere: bool = False) -> None:
-    """Have messages of a kind published by `publisher` in this thread or task, and in what it starts with its context.
-
-    With `everywhere` also in all threads and tasks that have none of their own. None takes it back. Raises UsageError
-    for what lacks the method that publishes.
-    """
-    method = _METHODS[kind.noun]
-    if publisher is not None and not callable(getattr(publisher, method, None)):
-        raise UsageError(
-            f"{publisher!r:.80} has no {method}(), so it can't publish {kind.noun}s: "
-            f"{kind.publisher_class().__name__}(logger) can"
-        )
-    if everywhere:
-        _everywhere[kind.noun] = publisher
-        return
-    _publishers.set({**(_publishers.get() or {}), kind.noun: (_clearings[kind.noun], publisher)})
-
-
-def clear_publishers(kind: MessageKind) -> None:
-    """Forget all publishers of a kind that were set, in every thread; the default is made anew when needed."""
-    _clearings[kind.noun] = object()
-    _everywhere.pop(kind.noun, None)
-    _by_environment.forget(kind)
-
-
-def last_publisher(kind: MessageKind, *, acknowledged: bool = True) -> Any:
-    """The publisher that was set last in this thread or task; else the one for everywhere; else the default.
-
-    The default one writes with a KafkaLogger, whose log() returns when the message is acknowledged, or with a
-    KafkaBatchLogger if that is not `acknowledged`. In a handler both write to the cluster that its server reads from,
-    with its settings; elsewhere settings and address come from the environment.
-    """
-    cleared, own = (_publishers.get() or {}).get(kind.noun, (None, None))
-    if own is not None and cleared is _clearings[kind.noun]:
-        return own
-    publisher = _everywhere.get(kind.noun)
-    return publisher if publisher is not None else _defaults.get().publisher_of(kind, acknowledged)
-
-
-class _Defaults:
-    """The publishers that are used where none was set: made when they are first needed."""
-
-    def __init__(self, settings: Settings | None = None, address: str | None = None) -> None:
-        self._settings = settings
-        self._address = address
-        self._made: dict[tuple[str, bool], Any] = {}
-
-    def publisher_of(self, kind: MessageKind, acknowledged: bool) -> Any:
-        publisher = self._made.get((kind.noun, acknowledged))
-        if publisher is None:
-            from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
-
-            logger = (KafkaLogger if acknowledged else KafkaBatchLogger)(self._address, settings=self._settings)
-            # setdefault is atomic, without a lock that a forked child could find locked: of threads that come here at
-            # once, all get the publisher of the first.
-            publisher = self._made.setdefault((kind.noun, acknowledged), kind.publisher_class()(logger))
-        return publisher
-
-    def forget(self, kind: MessageKind) -> None:
-        for acknowledged in (True, False):
-            self._made.pop((kind.noun, acknowledged), None)
-
-
-_by_environment = _Defaults()
-_defaults: ContextVar[_Defaults] = ContextVar("keven_core.default_publishers", default=_by_environment)
-
-
-def write_to(settings: Settings, address: str) -> None:
-    """From here on default publishers of this context write there: for a server, in the context of its handlers."""
-    _defaults.set(_Defaults(settings, address))
 
 
 # --- outboxes --------------------------------------------------------------------------------------------------------
@@ -322,7 +159,7 @@ class Outbox:
         publisher = last_publisher(kind, acknowledged=wait)
         if isinstance(publisher, MessagePublisher):
             return publisher.publish_all(messages, wait=wait)
-        return _one_by_one(getattr(publisher, _METHODS[kind.noun]), messages)
+        return one_by_one(getattr(publisher, METHODS[kind.noun]), messages)
 
     def _take_out(self, message: Message) -> None:
         # Element by element: another thread may append meanwhile.
@@ -468,21 +305,31 @@ def publish(kind: MessageKind, message: Any) -> None:
     if place is not None and kind in place.kinds:
         place.outbox.add(message)
         return
-    getattr(last_publisher(kind, acknowledged=False), _METHODS[kind.noun])(message)
+    getattr(last_publisher(kind, acknowledged=False), METHODS[kind.noun])(message)
 
 
 def publish_now(kind: MessageKind, message: Any) -> None:
     """Publish a message past every outbox; returns when it is acknowledged (by default, see last_publisher)."""
-    getattr(last_publisher(kind), _METHODS[kind.noun])(_checked(kind, message))
+    getattr(last_publisher(kind), METHODS[kind.noun])(_checked(kind, message))
 
 
-class _Cache(Outbox):
-    """The outbox of a thread or task for what waits for flush_cache(); it tells what it is never flushed of."""
+class _CommitCache(Outbox):
+    """What waits for a flush: of the thread or task that has asked for it, and of what that starts.
+
+    It tells what it is never flushed of.
+    """
 
     def __init__(self) -> None:
         super().__init__()
+        task = _current_task()
+        self._task = None if task is None else weakref.ref(task)
         self._pid = os.getpid()
         _caches.add(self)
+
+    def is_of_another_task(self) -> bool:
+        """Whether this came along with the context that the current task was started with."""
+        task = _current_task()
+        return task is not None and (self._task is None or self._task() is not task)
 
     def __del__(self) -> None:
         self.tell()
@@ -499,7 +346,7 @@ class _Cache(Outbox):
             self.messages.clear()
 
 
-_caches: weakref.WeakSet[_Cache] = weakref.WeakSet()
+_caches: weakref.WeakSet[_CommitCache] = weakref.WeakSet()
 
 
 @atexit.register
@@ -508,11 +355,18 @@ def _tell_at_exit() -> None:
         cache.tell()
 
 
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # there is no event loop in this thread
+        return None
+
+
 def _own_place() -> _Place:
     """The place of this context; an outbox of its own, that collects nothing yet, is made if there is none."""
     place = _open_place()
     if place is None:
-        place = _Place(_Cache(), frozenset())
+        place = _Place(_CommitCache(), frozenset())
         _place.set(place)
     return place
 
@@ -520,8 +374,9 @@ def _own_place() -> _Place:
 def collect_on_commit(kind: MessageKind) -> None:
     """From here on messages of a kind wait in this thread or task, until flush_cache()."""
     place = _own_place()
-    if kind not in place.kinds:
-        _place.set(_Place(place.outbox, place.kinds | {kind}))
+    if isinstance(place.outbox, _CommitCache) and place.outbox.is_of_another_task():
+        place = _Place(_CommitCache(), place.kinds)
+    _place.set(_Place(place.outbox, place.kinds | {kind}))
 
 
 def send_at_once(kind: MessageKind) -> None:

@@ -1,6 +1,7 @@
 """What arguments of the original's interface do, where no other test shows it; shown_by.json tells which one does."""
 
 import asyncio
+import contextvars
 import inspect
 import subprocess
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from envelopes import envelope_class
 
+from keven_core.kafka import publishing
 from keven_core.kafka.abstracts import MessagePublisher
 from keven_core.kafka.abstracts.command_handler import (
     CommandHandler,
@@ -119,11 +121,13 @@ def numbered() -> Any:
 def kept() -> Iterator[Kept]:
     """What is published in this test."""
     logger = Kept()
+    context = contextvars.copy_context()
     keven_set_publisher(EventPublisher(logger))
     set_publisher(CommandPublisher(logger))
     yield logger
     keven_set_publisher(None)
     set_publisher(None)
+    publishing._place.set(context.get(publishing._place))
 
 
 @pytest.fixture
@@ -223,27 +227,6 @@ def test_launchers_pass_auto_reprocess_errors_on(
     finished(launcher("svc"))
     finished(launcher("svc", None, True))
     assert [bool(server._policies()) for server in started] == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"retry_interval": 5}, r"retry_interval=5 has no effect"),
-        ({"max_retries": 9}, r"max_retries=9 has"),
-        (
-            {"retry_interval": 5, "retry_detail": {"t": {"max_retries": 1}}},
-            r"retry_interval=5, retry_detail=.* have no",
-        ),
-    ],
-)
-def test_what_is_said_of_retries_that_are_not_wanted_is_warned_of(options: dict[str, Any], text: str) -> None:
-    with pytest.warns(UserWarning, match=rf"{text}.*without auto_reprocess_errors=True") as caught:
-        KafkaConsumerServer("t", **options)
-    assert caught[0].filename == __file__
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        KafkaConsumerServer("t", auto_reprocess_errors=True, **options)
-        KafkaConsumerServer("t", retry_interval=30, max_retries=0, retry_detail={})
 
 
 @by_name([start_command_receiver_server, commands_server.start_command_receiver_server_async])

@@ -165,11 +165,12 @@ def test_wait_for_and_cancelled_subtasks_work_in_a_handler(embedded_kafka: Any, 
 @pytest.mark.logs_errors
 @pytest.mark.parametrize("handlers", ["one", "several"])
 def test_a_cancellation_that_a_handler_lets_escape_fails_only_its_record(
-    embedded_kafka: Any, handler_registry: Any, handlers: str
+    embedded_kafka: Any, handler_registry: Any, monkeypatch: pytest.MonkeyPatch, handlers: str
 ) -> None:
     topics(embedded_kafka, "t")
     send(embedded_kafka, "t", event("A", number=0), event("A", number=1), event("A", number=2))
     seen: list[Any] = []
+    monkeypatch.setattr(EventHandler, "_post_hooks", [])
 
     @event_handler("A")
     async def handle(event: Any) -> None:
@@ -188,10 +189,7 @@ def test_a_cancellation_that_a_handler_lets_escape_fails_only_its_record(
         EventHandler.register_post_handler_hook(lambda event: seen.append(("after", event.number)))
 
     server = reading_server(embedded_kafka, "t")
-    try:
-        run(server, "async")
-    finally:
-        EventHandler._post_hooks.clear()
+    run(server, "async")
     if handlers == "several":
         rest = [(name, number) for number in range(3) for name in ("other", "after")]
         assert [entry for entry in seen if isinstance(entry, tuple)] == rest

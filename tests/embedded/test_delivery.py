@@ -390,6 +390,37 @@ def test_a_last_commit_that_is_refused_is_an_error(embedded_kafka: Any, mode: st
 
 
 @MODES
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        pytest.param(27, None, id="rebalance in progress"),
+        pytest.param(113, None, id="stale member epoch"),
+        # Where nobody rearranges the group, the client takes it for the loss of all its partitions.
+        pytest.param(22, CommitError, id="illegal generation"),
+    ],
+)
+def test_a_last_commit_waits_for_the_others_rebalance(
+    embedded_kafka: Any, mode: str, code: int, error: type[CommitError] | None
+) -> None:
+    topics(embedded_kafka, "t")
+    send(embedded_kafka, "t", *numbered(3))
+    got: list[bytes] = []
+    server = group_server(embedded_kafka, "t", got.append, settings=quick(embedded_kafka, commit_interval_ms=60_000))
+    running = Live(server, mode)
+    wait_until(lambda: len(got) == 3, "the records")
+    embedded_kafka.push_errors("OffsetCommit", [code] * 4)
+    stopped = time.monotonic()
+    server.stop()
+    running.join()
+    assert time.monotonic() - stopped < 5
+    if error is None:
+        assert running.error is None
+        assert committed(embedded_kafka, CLIENT, "t") == {0: 3}
+    else:
+        assert isinstance(running.error, error)
+
+
+@MODES
 @pytest.mark.leaves_clients
 @pytest.mark.parametrize("way", ["stop", "with"])
 def test_a_stalled_broker_at_the_end_is_waited_for_only_so_long(embedded_kafka: Any, mode: str, way: str) -> None:

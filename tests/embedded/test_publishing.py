@@ -238,6 +238,35 @@ def test_tasks_have_flags_of_their_own_and_share_what_encloses_them(kept: Kept, 
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("taken_back", [False, True])
+def test_tasks_that_ask_for_it_have_caches_of_their_own_whatever_they_were_started_with(
+    kept: Kept, raised: Any, taken_back: bool
+) -> None:
+    keven_send_events_on_commit()
+    keven_log_event(raised(0))
+    if taken_back:
+        keven_dont_send_events_on_commit()
+
+    async def part(number: int) -> None:
+        keven_log_event(raised(number))
+
+    async def request(number: int, commits: bool) -> None:
+        keven_send_events_on_commit()
+        await asyncio.gather(part(number), asyncio.to_thread(keven_log_event, raised(number + 1)))
+        await asyncio.sleep(0.01)  # the others have their turn
+        assert sorted(entry.number for entry in keven_get_write_cache()) == [number, number + 1]
+        if commits:
+            assert keven_flush_event_cache() == 2
+
+    async def run() -> None:
+        await asyncio.gather(request(10, True), request(20, False), request(30, True))
+
+    asyncio.run(run())
+    assert sorted(kept.numbers) == [10, 11, 30, 31]
+    assert keven_flush_event_cache() == 1
+    assert kept.numbers[-1] == 0
+
+
 # --- outbox() --------------------------------------------------------------------------------------------------------
 
 

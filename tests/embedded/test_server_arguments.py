@@ -453,6 +453,18 @@ def test_without_committed_offsets_nothing_is_retried(embedded_kafka: Any, caplo
     assert "svc commits no offsets, so failed records are not retried" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "given", [{"max_retries": 5}, {"retry_interval": 1}, {"retry_detail": {"t": {"max_retries": 1}}}], ids=str
+)
+def test_retries_without_auto_reprocess_errors_are_warned_about(embedded_kafka: Any, caplog: Any, given: Any) -> None:
+    topics(embedded_kafka, "t")
+    for more in (given, {**given, "auto_reprocess_errors": True}, {}):
+        caplog.clear()
+        run(reading_server(embedded_kafka, "t", print, **more), "sync")
+        warned = "mean nothing without auto_reprocess_errors=True: what fails is dead-lettered at once" in caplog.text
+        assert warned == (more is given)
+
+
 # --- where to start, when to end -------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """Outboxes that follow transactions: SQLAlchemy and Django on SQLite, outbox tables on SQLite and PostgreSQL."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -502,52 +503,30 @@ def test_django_sends_what_is_committed(django_database: None, kafka: Any, logge
     with transaction_outbox():
         keven_log_event(raised(5))
     assert numbers(kafka) == [1, 2, 5]
+    # What is committed stays, whatever comes after it in the block.
+    with pytest.raises(ZeroDivisionError), transaction_outbox():
+        with transaction.atomic():
+            keven_log_event(raised(7))
+        with transaction.atomic():
+            keven_log_event(raised(8))
+            raise ZeroDivisionError
+    assert numbers(kafka) == [1, 2, 5, 7]
     kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
     with pytest.raises(PublishError), transaction_outbox() as box, transaction.atomic():
         keven_log_event(raised(6))
     assert box.flush() == 1
-    assert numbers(kafka) == [1, 2, 5, 6]
+    assert numbers(kafka) == [1, 2, 5, 7, 6]
 
 
-def test_django_sends_what_is_committed_though_the_block_raises(
-    django_database: None, kafka: Any, logger: Any, raised: Any, caplog: Any
-) -> None:
-    from django.db import transaction
-
+def test_django_has_no_asynchronous_transactions(django_database: None) -> None:
     from keven_core.kafka.integrations.django import transaction_outbox
 
-    with pytest.raises(ZeroDivisionError), transaction_outbox():
-        keven_log_event(raised(0))  # of no transaction
-        with transaction.atomic():
-            keven_log_event(raised(1))
-        raise ZeroDivisionError
-    assert numbers(kafka) == [1]
-    kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
-    with pytest.raises(ZeroDivisionError), transaction_outbox() as box:
-        with transaction.atomic():
-            keven_log_event(raised(2))
-        raise ZeroDivisionError
-    assert "1 of 1 message(s) were not sent" in caplog.text
-    assert box.flush() == 1
-    assert numbers(kafka) == [1, 2]
+    async def use() -> None:
+        async with transaction_outbox():
+            pytest.fail("it was entered")
 
-
-def test_django_drops_what_a_block_that_raises_leaves_to_a_transaction(
-    django_database: None, kafka: Any, logger: Any, raised: Any
-) -> None:
-    from django.db import transaction
-
-    from keven_core.kafka.integrations.django import transaction_outbox
-
-    box = transaction_outbox()
-    with transaction.atomic():
-        with pytest.raises(ZeroDivisionError), box:
-            keven_log_event(raised(1))
-            raise ZeroDivisionError
-        with box:
-            keven_log_event(raised(2))
-    assert numbers(kafka) == [2]
-    assert box.messages == []
+    with pytest.raises(UsageError, match=r"transactions of Django are synchronous: .*sync_to_async"):
+        asyncio.run(use())
 
 
 def test_django_sends_what_one_hook_raises_in_another(

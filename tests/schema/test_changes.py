@@ -317,6 +317,17 @@ def test_changes_are_told_by_path_and_in_words() -> None:
 ALIKE = "names differ only in case, dots and underscores"
 
 
+def test_fields_of_an_array_are_known_by_their_places() -> None:
+    def row(*names: str) -> Any:
+        return msgspec.defstruct("Place", [(name, int, 0) for name in names], array_like=True, tag=True)
+
+    assert [str(change) for change in changes(row("x", "y"), row("y", "x")) if change.is_breaking("full")] == [
+        "topic t: x moved from place 1 to 2",
+        "topic t: y moved from place 2 to 1",
+    ]
+    assert not [change for change in changes(row("x", "y"), row("x", "y", "z")) if change.breaks]
+
+
 def entry(**given_entry: Any) -> dict[str, Any]:
     return {"topic": "t", "key_field": None, "handlers": [], "schema": {}, **given_entry}
 

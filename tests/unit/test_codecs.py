@@ -459,6 +459,41 @@ def test_events_without_a_class_are_generic() -> None:
     assert resolve(cls(name="LEGACY", uuid="u").SerializeToString()).fields == {}
 
 
+class PlainCodec:
+    """Fields and payload as JSON, `created` as text."""
+
+    name = "plain"
+    content_type = "application/x-plain"
+
+    def decode(self, value: bytes) -> tuple[str, dict[str, Any], bytes]:
+        name, fields, payload = json.loads(value.removeprefix(b"plain"))
+        return name, fields, payload.encode()
+
+    def encode(self, name: str, fields: dict[str, Any], payload: bytes) -> bytes:
+        return b"plain" + json.dumps([name, fields, payload.decode()], default=str).encode()
+
+
+def test_the_envelope_of_an_old_style_event_is_checked() -> None:
+    class StockChanged(Event):
+        event_name = "STOCK_CHANGED"
+
+        def __init__(self, article: Any = None, **envelope: Any) -> None:
+            super().__init__(**envelope)
+            self.article = article
+
+    event_handler("STOCK_CHANGED")(lambda event: None)
+    register_codec(PlainCodec())
+    event = StockChanged("screw", is_audit_event=True, namespace="eu")
+    found = resolve(event.serialize("plain"))
+    assert (found.article, found.is_audit_event, found.namespace) == ("screw", True, "eu")
+    assert (found.uuid, found.created) == (event.uuid, event.created)
+    event.is_audit_event = False
+    assert b"is_audit_event" not in event.serialize("plain")
+    for field, value in (("created", "yesterday"), ("uuid", 5), ("namespace", ["eu"])):
+        with pytest.raises(UndecodableError, match=field):
+            resolve(b"plain" + json.dumps(["STOCK_CHANGED", {field: value}, "{}"]).encode())
+
+
 def test_a_class_that_parses_its_payload_gets_it_as_it_is() -> None:
     class StockChanged(Event):
         event_name = "STOCK_CHANGED"
@@ -482,7 +517,8 @@ def test_a_class_that_parses_its_payload_gets_it_as_it_is() -> None:
     event = resolve(cls(name="STOCK_CHANGED", uuid="u", namespace="eu", payload=b"screw:-3").SerializeToString())
     assert (event.article, event.change, event.uuid, event.namespace) == ("screw", -3, "u", "eu")
     again = cls.FromString(event.serialize("protobuf"))
-    assert (again.payload, again.uuid, again.originator) == (b"screw:-3", "u", "init")
+    # The envelope counts, whatever __init__ did, as with JSON.
+    assert (again.payload, again.uuid, again.originator) == (b"screw:-3", "u", "")
     found = Event.from_bytes(event.serialize("protobuf"))
     assert (found.article, found.change, found.created) == ("screw", -3, event.created)
     assert found.serialize("json") == event.serialize("json")

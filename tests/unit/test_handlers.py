@@ -25,12 +25,10 @@ pytestmark = pytest.mark.usefixtures("handler_registry")
 
 
 @pytest.fixture(autouse=True)
-def _hooks_as_before() -> Any:
+def _hooks_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hooks on EventHandler itself are for the whole process: restore them."""
-    pre, post = EventHandler._pre_hooks, EventHandler._post_hooks
-    EventHandler._pre_hooks, EventHandler._post_hooks = [], []
-    yield
-    EventHandler._pre_hooks, EventHandler._post_hooks = pre, post
+    monkeypatch.setattr(EventHandler, "_pre_hooks", [])
+    monkeypatch.setattr(EventHandler, "_post_hooks", [])
 
 
 class Recorder:

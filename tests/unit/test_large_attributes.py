@@ -12,7 +12,7 @@ import pytest
 from keven_core.kafka import large_attributes
 from keven_core.kafka.config import Settings
 from keven_core.kafka.details import BasicDetail
-from keven_core.kafka.errors import MessageTooLargeError, UndecodableError, UsageError
+from keven_core.kafka.errors import MessageTooLargeError, RegistrationError, UndecodableError, UsageError
 from keven_core.kafka.events.event import Event, PickledEvent
 from keven_core.kafka.large_attributes import LargeAttributeManager, manager_of
 from keven_core.kafka.message import envelope_decoder
@@ -279,3 +279,52 @@ def test_older_lists_of_offloads_are_confined_to_the_attribute(folder: Path, sca
             scan_class().parse_payload(msgspec.json.encode(plain))
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"path": "x", "size_bytes": -2, "sha256": "", "is_text": True}, large_attributes.Offload)
+
+
+def test_a_payload_says_where_they_lie_as_older_producers_do(folder: Path, scan_class: Any) -> None:
+    event = scan(scan_class, text=LARGE, small="x", offloads=["stale"])
+    payload = msgspec.json.decode(event.serialize_payload())
+    (path,) = files(folder)
+    assert payload == {"text": str(path), "small": "x", "offloads": ["text"]}
+    read = envelope_decoder(Event.kind, "SCANNED")("SCANNED", {"uuid": event.uuid}, event.serialize_payload().encode())
+    # It is sent on as it has come, and with another text as well.
+    assert msgspec.json.decode(read.serialize_payload()) == payload
+    read.load_large_attributes()
+    assert read.details.text == LARGE
+    read.details.text = "another"
+    assert msgspec.json.decode(read.serialize_payload()) == {"text": "another", "small": "x", "offloads": []}
+
+
+def test_bytes_in_a_file_are_loaded_before_they_go_into_a_payload(folder: Path, scan_class: Any) -> None:
+    read = Event.from_bytes(scan(scan_class, image=b"\xff" * 1001).serialize())
+    with pytest.raises(UsageError, match=r"Scanned.details.image lies in a file, .*: call load_large_attributes\(\)"):
+        read.serialize_payload()
+    read.load_large_attributes()
+    again = scan_class()
+    again.parse_payload(read.serialize_payload())
+    assert again.details.image == b"\xff" * 1001
+
+
+def test_details_need_a_place_for_the_names_of_those_in_files(folder: Path) -> None:
+    class Closed(msgspec.Struct):
+        text: str = ""
+
+    class Open(Closed):
+        offloads: list[str] = []
+
+    with pytest.raises(RegistrationError, match=r"Closed has no attribute offloads, .*: give it one"):
+
+        class Refused(PickledEvent):
+            event_name = "REFUSED"
+            detail_class = Closed
+            large_attributes = ["text"]
+
+    class Allowed(PickledEvent):
+        event_name = "ALLOWED"
+        detail_class = Open
+        large_attributes = ["text"]
+
+    read = Event.from_bytes(Allowed(Open(LARGE)).serialize())
+    assert read.details.offloads == ["text"]
+    read.load_large_attributes()
+    assert read.details == Open(LARGE)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from keven_core.kafka.abstracts.eventreceiver_server import AllEventsReceiverServer, EventReceiverServer
     from keven_core.kafka.abstracts.message import Message
     from keven_core.kafka.abstracts.message_server import MessageReceiverServer
-    from keven_core.kafka.publishing import MessagePublisher
+    from keven_core.kafka.publishers import MessagePublisher
 
 __all__ = [
     "AllCommandsReceiverServer",
@@ -83,6 +83,6 @@ __getattr__, __dir__ = lazy_attributes(
         ),
         "keven_core.kafka.abstracts.message": ("Message",),
         "keven_core.kafka.abstracts.message_server": ("MessageReceiverServer",),
-        "keven_core.kafka.publishing": ("MessagePublisher",),
+        "keven_core.kafka.publishers": ("MessagePublisher",),
     },
 )

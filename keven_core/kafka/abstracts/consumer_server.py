@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import threading
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -39,6 +38,9 @@ if TYPE_CHECKING:
 __all__ = ["KafkaConsumerServer", "PrintRunner", "Runner", "TopicPartition"]
 
 logger = logging.getLogger("keven_core.kafka")
+
+# max_retries and retry_interval (s) that nobody has chosen.
+_DEFAULT_RETRY = (3, 30)
 
 # Of a server whose handlers are synchronous, unless it is told how many.
 _MOST_THREADS = 16
@@ -76,8 +78,8 @@ class KafkaConsumerServer:
         pass_topic_param: runners are called run(message, topic=...).
         auto_reprocess_errors: True: a failed record is tried again by way of the server's retry topic; False: it is
             dead-lettered at once, unless its handler or event has a `retry_policy`.
-        retry_interval: seconds until then. It, max_retries and retry_detail have an effect, and no UserWarning, with
-            `auto_reprocess_errors` only.
+        retry_interval: seconds until then. Like the next two it means nothing without auto_reprocess_errors, which is
+            warned about.
         max_retries: how often; then it is dead-lettered.
         retry_detail: the same two by topic: {topic: {"retry_interval": seconds, "max_retries": number}}, or
             {topic: RetryPolicy}.
@@ -187,8 +189,6 @@ class KafkaConsumerServer:
         self.session_timeout = session_timeout
         self.heartbeat_interval = heartbeat_interval
         self.retry_detail = dict(retry_detail or {})
-        if not auto_reprocess_errors:
-            self._warn_of_no_retries()
         self.on_assign_topics = on_assign_topics
         self.settings = settings
         self.honor_env = honor_env
@@ -215,24 +215,6 @@ class KafkaConsumerServer:
         self._failure: BaseException | None = None
 
     # --- before the run ----------------------------------------------------------------------------------------------
-
-    def _warn_of_no_retries(self) -> None:
-        given = {
-            "retry_interval": self.retry_interval,
-            "max_retries": self.max_retries,
-            "retry_detail": self.retry_detail,
-        }
-        # No retries is what there will be.
-        allowed: dict[str, tuple[Any, ...]] = {"retry_interval": (30,), "max_retries": (3, 0), "retry_detail": ({},)}
-        ignored = [f"{name}={value!r:.80}" for name, value in given.items() if value not in allowed[name]]
-        if ignored:
-            warnings.warn(
-                f"{', '.join(ignored)} {'has' if len(ignored) == 1 else 'have'} no effect without "
-                f"auto_reprocess_errors=True: failed records are dead-lettered at once, unless their handler or event "
-                f"has a retry_policy",
-                UserWarning,
-                stacklevel=3,
-            )
 
     def add_runner(self, runner: Any) -> None:
         """Add a runner; before the server starts."""
@@ -283,6 +265,13 @@ class KafkaConsumerServer:
         """Which failed records are retried. Without committed offsets none: each run would begin with all of them."""
         runner = self._routing_runner()
         default = RetryPolicy(self.max_retries, self.retry_interval)
+        given = self.retry_detail or (self.max_retries, self.retry_interval) != _DEFAULT_RETRY
+        if given and not self.auto_reprocess_errors:
+            logger.warning(
+                "%s was given max_retries, retry_interval or retry_detail, which mean nothing without "
+                "auto_reprocess_errors=True: what fails is dead-lettered at once",
+                self.client_id,
+            )
         policies = Policies(
             default if self.auto_reprocess_errors else None,
             detail_policies(self.retry_detail, default) if self.auto_reprocess_errors else None,

@@ -12,7 +12,7 @@ from keven_core.kafka.commands.command_event import CommandErrorEvent, CommandEv
 from keven_core.kafka.events.event import GenericEvent
 from keven_core.kafka.kinds import COMMANDS, EVENTS
 from keven_core.kafka.outcomes import Retry, Skip
-from keven_core.kafka.publishing import last_publisher
+from keven_core.kafka.publishers import last_publisher
 
 __all__ = ["Reports", "is_reported", "report_of", "report_topics"]
 

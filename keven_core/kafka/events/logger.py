@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from keven_core.kafka import publishing
+from keven_core.kafka import publishers, publishing
 from keven_core.kafka.kinds import EVENTS
 
 __all__ = [
@@ -70,14 +70,14 @@ def keven_set_publisher(publisher: Any, *, everywhere: bool = False) -> None:
     What it starts with its context has it too, and so have the handlers of a server that it runs. With `everywhere`
     all threads and tasks have it that have set none of their own.
     """
-    publishing.set_publisher(EVENTS, publisher, everywhere=everywhere)
+    publishers.set_publisher(EVENTS, publisher, everywhere=everywhere)
 
 
 def keven_last_publisher() -> Any:
     """The publisher that was set last; by default one with a KafkaLogger, made when it is first needed."""
-    return publishing.last_publisher(EVENTS)
+    return publishers.last_publisher(EVENTS)
 
 
 def keven_clear_event_publishers() -> None:
     """Forget the publishers that were set, in all threads and tasks."""
-    publishing.clear_publishers(EVENTS)
+    publishers.clear_publishers(EVENTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from keven_core.kafka.kinds import EVENTS
-from keven_core.kafka.publishing import MessagePublisher
+from keven_core.kafka.publishers import MessagePublisher
 
 __all__ = ["EventPublisher"]
 

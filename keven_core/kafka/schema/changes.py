@@ -33,8 +33,9 @@ BOTH = frozenset((BACKWARD, FORWARD))
 DIRECTIONS = {BACKWARD: frozenset((BACKWARD,)), FORWARD: frozenset((FORWARD,)), "full": BOTH}
 
 # Keywords of our own, for what msgspec leaves out: a type that only its class can decode; a time that is described as a
-# plain string; the type of a dict's keys, if it is not str; the tag of a struct.
-OPAQUE, TYPE, KEYS, TAG = "x-opaque", "x-type", "x-keys", "x-tag"
+# plain string; the type of a dict's keys, if it is not str; the tag of a struct; the names of fields that stand in an
+# array.
+OPAQUE, TYPE, KEYS, TAG, FIELDS = "x-opaque", "x-type", "x-keys", "x-tag", "x-fields"
 
 # What reads what, besides its own kind: in JSON and in MessagePack.
 _READ_AS = {
@@ -227,6 +228,11 @@ class _Comparison:
 
     def _arrays(self, old: Node, new: Node, path: str) -> Iterator[Change]:
         yield from _bounds_change(old, new, path)
+        news = new.get(FIELDS, ())
+        for index, name in enumerate(old.get(FIELDS, ())):
+            if name in news and news.index(name) != index:
+                # Readable as ever where the types are alike, and something else.
+                yield Change(path, f"{name} moved from place {index + 1} to {news.index(name) + 1}", BOTH)
         count = max(len(old.get("prefixItems", ())), len(new.get("prefixItems", ())))
         for index in range(count + 1):
             before, after = _item(old, index), _item(new, index)

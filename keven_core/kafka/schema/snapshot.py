@@ -26,7 +26,7 @@ from msgspec import inspect
 from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.kinds import KINDS
 from keven_core.kafka.registry import Handler
-from keven_core.kafka.schema.changes import KEYS, OPAQUE, TAG, TYPE
+from keven_core.kafka.schema.changes import FIELDS, KEYS, OPAQUE, TAG, TYPE
 
 __all__ = ["FORMAT", "Described", "describe", "schemas_of", "take_snapshot"]
 
@@ -222,6 +222,8 @@ class _Annotator:
             if getattr(info, "tag", None) is not None:
                 node[TAG] = info.tag
             items = node.get("prefixItems", [])[len(node.get("prefixItems", [])) - len(info.fields) :]
+            if items:
+                node[FIELDS] = [part.encode_name for part in info.fields]
             for index, part in enumerate(info.fields):
                 self.annotate(part.type, items[index] if items else node["properties"][part.encode_name])
 

@@ -12,7 +12,7 @@ position of the partition moves on over landed flights only, so what is stored i
 Ownership: a flight owns its message until it lands, then it goes back to be freed as in consumer.pyx. A flight whose
 partition was given up is stale: whoever comes across it next (a lane, a worker, the owner) frees it, uncounted.
 
-Threads: intake(), settle(), tend(), drop(), submit() and close() with the consumer's owner; a Worker with its own
+Threads: intake(), settle(), tend(), drop(), submit() and clear() with the consumer's owner; a Worker with its own
 thread or task. Everything holds the GIL, and nothing is left half done where it may be let go (calls into Python,
 destructors): that is the only lock.
 """
