@@ -543,3 +543,20 @@ def test_django_sends_what_one_hook_raises_in_another(
     with transaction.atomic(), transaction_outbox():
         transaction.on_commit(lambda: keven_log_event(raised(3)))
     assert numbers(kafka) == [2, 1, 3]
+
+
+def test_django_does_not_hide_what_a_block_raises_behind_what_kafka_refuses(
+    django_database: None, kafka: Any, logger: Any, raised: Any, caplog: Any
+) -> None:
+    from django.db import transaction
+
+    from keven_core.kafka.integrations.django import transaction_outbox
+
+    kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE])
+    with pytest.raises(ZeroDivisionError), transaction_outbox() as box:
+        with transaction.atomic():
+            keven_log_event(raised(1))
+        raise ZeroDivisionError
+    assert "1 of 1 message(s) were not sent" in caplog.text
+    assert box.flush() == 1
+    assert numbers(kafka) == [1]

@@ -11,15 +11,18 @@ same transaction (keven_core.kafka.integrations.sqlalchemy).
 
 from __future__ import annotations
 
+import logging
 from types import TracebackType
 
 from django.db import transaction
 
-from keven_core.kafka.errors import UsageError
+from keven_core.kafka.errors import PublishError, UsageError
 from keven_core.kafka.message import Message
 from keven_core.kafka.publishing import Outbox
 
 __all__ = ["TransactionOutbox", "transaction_outbox"]
+
+logger = logging.getLogger("keven_core.kafka")
 
 
 class TransactionOutbox(Outbox):
@@ -42,7 +45,12 @@ class TransactionOutbox(Outbox):
         belongs to one that has been committed.
         """
         self._leave()
-        transaction.on_commit(self._flush_committed, using=self._using)
+        try:
+            transaction.on_commit(self._flush_committed, using=self._using)
+        except PublishError as unsent:
+            if error is None:
+                raise
+            logger.error("%s", unsent)  # what the block has raised goes on
 
     async def __aenter__(self) -> TransactionOutbox:
         """Refused: the transactions of Django are synchronous."""
