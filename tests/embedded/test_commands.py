@@ -328,6 +328,18 @@ def test_a_services_own_class_is_used_for_a_report(first: bool) -> None:
     assert msgspec.json.decode(result.published[-1].value or b"")["where"] == "there"
 
 
+def test_a_services_own_class_that_no_report_can_be_made_of_is_refused_before_a_command_is_handled() -> None:
+    class Moved(Event):
+        event_name = "CMD_MOVE_COMPLETED"
+        where: str
+
+    handled: list[Any] = []
+    command_handler("MOVE")(handled.append)
+    with pytest.raises(RegistrationError, match=r"Moved is made for each report of command MOVE.*'where'.*defaults"):
+        CommandRunner().dispatch_table(Settings())
+    assert handled == []
+
+
 def test_a_handler_that_belongs_to_a_command_builds_its_events(ship: Any) -> None:
     class Handler(CommandHandler):
         command_name = "SHIP"

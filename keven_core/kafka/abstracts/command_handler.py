@@ -83,7 +83,7 @@ class CommandHandler(MessageHandler, metaclass=CommandHandlerMeta):
     @classmethod
     def arounds_of(cls, name: str) -> list[Around]:
         """What stands around each handler: the reports."""
-        return [Reports()] if is_reported(name) else []
+        return [Reports(name)] if is_reported(name) else []
 
     def start_event(self, get_old_event: bool = False) -> Any:
         """The event that says that the handler's command (see Command.create_handler) is started; not published.

@@ -9,6 +9,7 @@ import msgspec
 
 from keven_core.kafka._around import Around
 from keven_core.kafka.commands.command_event import CommandErrorEvent, CommandEvent, CommandPhase, phase_event_name
+from keven_core.kafka.errors import RegistrationError
 from keven_core.kafka.events.event import GenericEvent
 from keven_core.kafka.kinds import COMMANDS, EVENTS
 from keven_core.kafka.outcomes import Retry, Skip
@@ -50,7 +51,22 @@ def report_of(command: Any, phase: CommandPhase, error: BaseException | None = N
 
 
 class Reports(Around):
-    """Publishes the reports of each command around a handler's call."""
+    """Publishes the reports of each command around a handler's call.
+
+    Raises RegistrationError when a class of the service's own can't be made for a report: else that would be found
+    when a command has been handled.
+    """
+
+    def __init__(self, command_name: str) -> None:
+        for phase in CommandPhase:
+            cls = EVENTS.classes[phase_event_name(phase, command_name)]
+            try:
+                cls()
+            except TypeError as error:
+                raise RegistrationError(
+                    f"{cls.__module__}.{cls.__qualname__} is made for each report of command {command_name}, and can't "
+                    f"be ({error}): its fields need defaults"
+                ) from error
 
     def begin(self, message: Any) -> None:
         """Tell that the command is started."""
