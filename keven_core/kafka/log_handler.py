@@ -61,6 +61,7 @@ _CLIENT_MODULES = frozenset(
         "_producers",
         "_spilling",
         "admin",
+        "django",
         "logger",
         "logs",
         "publishing",
