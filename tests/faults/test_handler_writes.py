@@ -230,6 +230,9 @@ def killed_under_load(
             service = copier.service
             service.wait_for(lambda copier=copier: copier.count >= 200, "it copies")
             service.wait_for(lambda before=before: broker.committed_count() > before, "offsets are committed")
+            # Load may have paused for longer than copies linger: the kill has to come while it flows.
+            seen = copier.count
+            service.wait_for(lambda copier=copier, seen=seen: copier.count >= seen + 20, "it copies on")
             sent = load.acknowledged_count
             service.kill()
             assert service.returncode == -9
