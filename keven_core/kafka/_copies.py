@@ -38,24 +38,25 @@ class CopyPublisher:
     """
 
     def __init__(self, options: dict[str, str], on_event: Any) -> None:
-        self._options = options
-        self._on_event = on_event
+        from keven_core._native.producer import DeliveryAccount, Producer
+
+        self._make_producer = lambda: Producer(options, on_event)
+        self._make_account = DeliveryAccount
         self._producer: Producer | None = None
         self.account: DeliveryAccount | None = None
 
     def publish(self, topic: str, record: Record, headers: Any, timestamp_ms: int) -> None:
         """Submit a copy; `timestamp_ms` 0: now. Raises DeadLetterError when it can't even be queued."""
-        from keven_core._native.producer import DeliveryAccount, Producer
-
-        if self._producer is None:
-            self._producer = Producer(self._options, self._on_event)
+        producer = self._producer
+        if producer is None:
+            producer = self._producer = self._make_producer()
             # Connects now: the first copy would otherwise wait for librdkafka's next 1 s tick.
             with contextlib.suppress(KafkaError):
-                self._producer.metadata(1000)
+                producer.metadata(1000)
         if self.account is None:
-            self.account = DeliveryAccount()
+            self.account = self._make_account()
         try:
-            self._producer.produce(
+            producer.produce(
                 topic, record.value, self.account, key=record.key, headers=headers, timestamp_ms=timestamp_ms
             )
         except Exception as cause:

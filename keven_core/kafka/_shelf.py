@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
 
 if TYPE_CHECKING:
     from keven_core._native.message import Record
@@ -17,18 +19,14 @@ Partition = tuple[str, int]
 _OVERHEAD_BYTES = 600
 
 
-class Held(NamedTuple):
+# Without `gc`: there may be many, and none of them is part of a cycle.
+class Held(Struct, frozen=True, order=True, gc=False):
     """A record that waits, as it is in the retry topic: what it says is read when its time has come."""
 
     due_ms: int
     number: int
     record: Record
     size_bytes: int
-
-
-def _size(record: Record) -> int:
-    headers = sum(len(name) + len(value or b"") for name, value in record.headers)
-    return _OVERHEAD_BYTES + len(record.value or b"") + len(record.key or b"") + headers
 
 
 class _Lane:
@@ -104,7 +102,7 @@ class Shelf:
             lane = self._lanes[key] = _Lane()
         lane.put(record.offset, leader_epoch)
         self._number += 1
-        held = Held(due_ms, self._number, record, _size(record))
+        held = Held(due_ms, self._number, record, _OVERHEAD_BYTES + record.size_bytes)
         heapq.heappush(self._heap, held)
         self._bytes += held.size_bytes
 

@@ -136,11 +136,8 @@ _NEVER_MS = 2**53
 
 def due_ms_of(copy: Record) -> int:
     """When a record of a retry topic is to be handled, milliseconds since the epoch; 0: it does not say so."""
-    for name, value in reversed(copy.headers):
-        if name == _DUE:
-            due_ms = int.from_bytes(value or b"", "big")
-            return due_ms if due_ms < _NEVER_MS else 0
-    return 0
+    due_ms = int.from_bytes(copy.header(_DUE) or b"", "big")
+    return due_ms if due_ms < _NEVER_MS else 0
 
 
 def attempt_of(copy: Record) -> Attempt | None:

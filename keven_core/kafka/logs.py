@@ -26,6 +26,8 @@ def one_line(text: object, limit: int = 300) -> str:
         plain = str(text)
     except Exception as error:  # an exception class of a service, whose __str__ is broken
         plain = f"<{type(text).__qualname__}, whose __str__ raised {type(error).__qualname__}>"
+    if len(plain) <= limit and plain.isprintable():
+        return plain
     # Cut first: escaping makes up to ten characters of one.
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in plain[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."

@@ -24,7 +24,8 @@ cdef class Record:
     cdef readonly int timestamp_type
     cdef readonly object key
     cdef readonly object value
-    cdef readonly list headers
+    cdef bytes packed         # its headers until somebody looks at them
+    cdef list unpacked        # afterwards
     cdef readonly int attempt
     cdef readonly long long first_failure_ms
 

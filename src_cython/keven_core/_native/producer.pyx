@@ -344,6 +344,8 @@ cdef void *_send(void *argument) noexcept nogil:
 
 cdef list pairs_of(object headers):
     """Headers that were given as pairs or as a mapping, as a list of pairs."""
+    if type(headers) is list:
+        return headers
     try:
         return list(headers.items() if isinstance(headers, Mapping) else headers)
     except TypeError:
