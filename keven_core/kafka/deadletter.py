@@ -142,18 +142,22 @@ def due_ms_of(copy: Record) -> int:
 
 def attempt_of(copy: Record) -> Attempt | None:
     """What a record of a retry topic says; None: it is not a copy that retry_headers() was written for."""
-    from keven_core._native.message import Record
-
-    said = {name: value or b"" for name, value in copy.headers if name.startswith(_OF_RETRIES)}
+    said: dict[str, bytes] = {}
+    own: Headers = []
+    for entry in copy.headers:
+        if entry[0].startswith(_OF_RETRIES):
+            said[entry[0]] = entry[1] or b""
+        else:
+            own.append(entry)
     first = said.get(_FIRST_FAILURE)
     try:
-        record = Record(
+        record = type(copy)(
             said[_ORIGIN + "topic"].decode(),
             _number(said[_ORIGIN + "partition"]),
             _number(said[_ORIGIN + "offset"]),
             value=copy.value,
             key=copy.key,
-            headers=[entry for entry in copy.headers if not entry[0].startswith(_OF_RETRIES)],
+            headers=own,
             timestamp_ms=_number(said[_ORIGIN + "timestamp"]),
             timestamp_type=_TIMESTAMP_TYPES.index(said[_ORIGIN + "timestamp-type"].decode()),
             attempt=_number(said[_ATTEMPTS]),

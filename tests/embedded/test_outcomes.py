@@ -585,8 +585,20 @@ def test_key_headers_and_timestamp_are_readable_in_the_handler(
     assert (plain.key, plain.headers, plain.timestamp_type) == (None, [], 1)
     assert (full.topic, full.partition, full.offset) == ("t", 1, 1)
     assert (full.key, full.value, full.timestamp_ms) == (b"\0key", event("A"), 1_234_567_890_123)
-    assert full.headers == headers
-    assert (full.header("trace"), full.header("none"), full.header("missing", b"x")) == (b"2", None, b"x")
+    size_bytes = len(b"\0key" + event("A")) + len(b"trace1emptynonetrace2\xc3\xa4\xff")
+    assert plain.size_bytes == len(event("A"))
+    # Before and after its headers are unpacked.
+    for _ in range(2):
+        assert full.size_bytes == size_bytes
+        assert (full.header("trace"), full.header("none", b"x"), full.header("missing", b"x")) == (b"2", None, b"x")
+        assert (full.header("\u00e4"), full.header("empty"), full.header(""), full.header("\ud800")) == (
+            b"\xff",
+            b"",
+            None,
+            None,
+        )
+        assert full.headers == headers
+        assert full.headers is full.headers
 
 
 # --- handlers --------------------------------------------------------------------------------------------------------
