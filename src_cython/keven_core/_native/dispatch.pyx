@@ -90,6 +90,16 @@ cdef inline bint is_plain(const char *name, size_t size) noexcept nogil:
     return size > 0
 
 
+cdef inline bint same(const char *a, const char *b, size_t size) noexcept nogil:
+    """memcmp() == 0 for 8 to 16 bytes, without the call: a tag is looked for in every value."""
+    cdef uint64_t word[4]
+    memcpy(&word[0], a, 8)
+    memcpy(&word[1], b, 8)
+    memcpy(&word[2], a + size - 8, 8)
+    memcpy(&word[3], b + size - 8, 8)
+    return word[0] == word[1] and word[2] == word[3]
+
+
 cdef bint find_name(const Tag *tag, const char *data, size_t size, const char **name, size_t *name_size) noexcept nogil:
     """Find the event name when it is the first field; false means: not there, or not plain enough to be sure."""
     cdef const char *p = data
@@ -105,7 +115,7 @@ cdef bint find_name(const Tag *tag, const char *data, size_t size, const char **
         if p == end or p[0] != c'{':
             return False
         p = skip_space(p + 1, end)
-        if <size_t>(end - p) < tag.size + 2 or memcmp(p, tag.json, tag.size + 2) != 0:
+        if <size_t>(end - p) < tag.size + 2 or not same(p, tag.json, tag.size + 2):
             return False
         p = skip_space(p + tag.size + 2, end)
         if p == end or p[0] != c':':
@@ -131,7 +141,7 @@ cdef bint find_name(const Tag *tag, const char *data, size_t size, const char **
         p += 5
     else:
         return False
-    if end - p < <Py_ssize_t>tag.size + 2 or memcmp(p, tag.msgpack, tag.size + 1) != 0:
+    if end - p < <Py_ssize_t>tag.size + 2 or not same(p, tag.msgpack, tag.size + 1):
         return False
     p += tag.size + 1
     first = <uint8_t>p[0]
@@ -405,8 +415,8 @@ cdef class DispatchTable:
         cdef bytes name = name_field.encode()
         cdef bytes quoted = b'"' + name + b'"'
         cdef bytes packed = bytes([0xa0 | len(name)]) + name
-        if len(name) > 31:
-            raise errors.InternalError(f"the field {name!r} is longer than 31 bytes")
+        if not 7 <= len(name) <= 14:
+            raise errors.InternalError(f"the field {name!r} does not have 7 to 14 bytes, see same()")
         self.name_field = name_field
         self.tag.size = len(name)
         memcpy(self.tag.json, PyBytes_AS_STRING(quoted), len(quoted))
