@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka.errors import DeadLetterError, DeliveryError, KafkaError, delivery_error
@@ -40,8 +41,8 @@ class CopyPublisher:
     def __init__(self, options: dict[str, str], on_event: Any) -> None:
         from keven_core._native.producer import DeliveryAccount, Producer
 
-        self._make_producer = lambda: Producer(options, on_event)
-        self._make_account = DeliveryAccount
+        self._make_producer: Callable[[], Producer] = lambda: Producer(options, on_event)
+        self._make_account: Callable[[], DeliveryAccount] = DeliveryAccount
         self._producer: Producer | None = None
         self.account: DeliveryAccount | None = None
 

@@ -24,7 +24,7 @@ from keven_core.kafka.outcomes import Outcome
 if TYPE_CHECKING:
     from keven_core._native.consumer import Consumer
     from keven_core._native.flow import Flow
-    from keven_core.kafka._session import Plan
+    from keven_core.kafka._plan import Plan
 
 __all__ = [
     "DISMISS",

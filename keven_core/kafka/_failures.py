@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from keven_core.kafka._copies import CopyPublisher
 from keven_core.kafka.deadletter import Attempt, dead_letter_headers, retry_headers
 from keven_core.kafka.errors import DeadLetterFloodError
-from keven_core.kafka.outcomes import Retry, Skip
+from keven_core.kafka.logs import one_line
+from keven_core.kafka.outcomes import Outcome, Retry, Skip
 from keven_core.kafka.retry import Policies, TryAgain, decide
 
 if TYPE_CHECKING:
     from keven_core._native.message import Record
 
-__all__ = ["Failures", "FloodBreaker", "Verdict", "is_one_of"]
+__all__ = ["Failures", "FloodBreaker", "Verdict", "is_one_of", "log_failure"]
+
+logger = logging.getLogger("keven_core.kafka")
 
 
 def is_one_of(error: BaseException, names: Iterable[str]) -> bool:
@@ -185,3 +190,27 @@ def _flood(reason: str | None, last: Exception) -> DeadLetterFloodError | None:
     )
     error.__cause__ = last
     return error
+
+
+def log_failure(
+    record: Record, stage: str, error: Exception, kind: str, name: str | None, verdict: Verdict, quiet: int
+) -> None:
+    """Say what became of a failed record. `kind`: "event" or "command"; `quiet`: how many others were not logged."""
+    # Escaped and indented: what a payload brings into an exception's text can't pose as a line of the log.
+    trace: list[str] = []
+    if stage == "handle" and not isinstance(error, Outcome) and verdict.outcome == "dead":
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
+    logger.log(
+        logging.ERROR if verdict.outcome == "dead" else logging.WARNING,
+        "%s [%d] @ %d (%s %s) failed to %s, %s: %s%s%s",
+        one_line(record.topic),
+        record.partition,
+        record.offset,
+        kind,
+        one_line(name or "unknown", 100),
+        stage,
+        verdict.story,
+        one_line(error),
+        f" ({quiet} more not logged)" if quiet else "",
+        "".join(f"\n    {one_line(line, 500)}" for line in trace),
+    )

@@ -146,7 +146,7 @@ class SharedProducer:
             if self._limiter.admit(event[1].name) is not None:
                 logger.warning("producer: %s", one_line(event[1]))
         elif event[0] == "token":
-            from keven_core.kafka._session import set_token
+            from keven_core.kafka._client_events import set_token
 
             try:
                 set_token(self.client, self.settings.oauth_token, event[1])

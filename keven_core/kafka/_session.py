@@ -13,63 +13,53 @@ import logging
 import os
 import threading
 import time
-import traceback
 from asyncio import CancelledError
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from keven_core.kafka import _supervised
 from keven_core.kafka import record as record_module
 from keven_core.kafka._attempts import Attempts
-from keven_core.kafka._copies import COPY_TOPIC_CONFIG, CopyPublisher, copy_options
+from keven_core.kafka._client_events import ClientEvents
+from keven_core.kafka._copies import CopyPublisher, copy_options
 from keven_core.kafka._drivers import DISMISS, FETCH, WORK, Call, Hook, Rest, Steps, Stopped, fulfil
-from keven_core.kafka._failures import Failures, FloodBreaker, Verdict
+from keven_core.kafka._failures import Failures, FloodBreaker, log_failure
 from keven_core.kafka._ledger import discrepancies
+from keven_core.kafka._plan import Plan, TopicPartition
 from keven_core.kafka._promises import Promises, StoredOffset
+from keven_core.kafka._topic_setup import prepare_topics
 from keven_core.kafka._watchdog import Watchdog
-from keven_core.kafka.config import Settings
 from keven_core.kafka.deadletter import Attempt
 from keven_core.kafka.errors import (
-    AuthorizationError,
-    BrokerUnavailableError,
     ClosedError,
     CommitError,
-    ConfigurationError,
     DeliveryError,
     DrainError,
     ForkedProcessError,
     KafkaError,
-    KafkaTimeoutError,
     LedgerError,
-    OffsetOutOfRangeError,
-    UnknownTopicError,
-    refused_credentials,
 )
-from keven_core.kafka.logs import RateLimiter, log_client_line, one_line
+from keven_core.kafka.logs import RateLimiter, one_line
 from keven_core.kafka.outcomes import Outcome
 from keven_core.kafka.publishers import write_to
 from keven_core.kafka.publishing import HandlerOutbox
-from keven_core.kafka.retry import Policies
 
 if TYPE_CHECKING:
     from keven_core._native.consumer import Consumer
-    from keven_core._native.dispatch import DispatchTable
     from keven_core._native.flow import Flow
     from keven_core._native.logger import HandlerScope
     from keven_core._native.message import Record
 
-__all__ = ["FlowPlan", "Order", "PartitionHook", "Plan", "Session", "StartPosition", "TopicPartition"]
+__all__ = ["Session"]
 
 logger = logging.getLogger("keven_core.kafka")
 
 # How often events of the main queue (errors, logs, tokens) are looked at while messages keep coming.
 _ATTEND_S = 0.1
-_TOPIC_WAIT_S = 10.0
 # How often brokers are made known again while a member of a group has no partitions.
 _MEETING_S = 3.0
 _OFFSET_QUERY_MS = 10_000
@@ -80,75 +70,6 @@ _SUSPECT_WAIT_S = 30.0
 _REARRANGING = ("ILLEGAL_GENERATION", "REBALANCE_IN_PROGRESS", "STALE_MEMBER_EPOCH")
 _RECOMMIT_S = 0.05
 _LOGICAL_OFFSETS = {"stored": -1001, "earliest": -2, "latest": -1}
-
-Order = Literal["partition", "key", "none"]
-StartPosition = str | datetime | Mapping[tuple[str, int], int]
-
-
-@dataclass
-class TopicPartition:
-    """A partition as hooks see it.
-
-    Attributes:
-        offset: where it starts, -1001: at the committed offset, -2: at the beginning, -1: at the end; changing it in
-            `on_assign_topics` changes that. For on_revoke and on_lost the next offset to handle, -1001: none was.
-    """
-
-    topic: str
-    partition: int
-    offset: int
-
-
-PartitionHook = Callable[[Any, list[TopicPartition]], Any]
-
-
-@dataclass
-class FlowPlan:
-    """How records are handled that are in flight at once; without one they are handled one after the other.
-
-    In an event loop `tasks` handle them, and their synchronous handlers run in `threads`, if there are any. Without a
-    loop `threads` handle them; without any, the owner's.
-    """
-
-    order: Order
-    tasks: int
-    threads: int
-    window: int
-
-
-@dataclass
-class Plan:
-    """Everything that a run needs, decided before it starts."""
-
-    settings: Settings
-    address: str
-    topics: list[str]
-    optional_topics: set[str]
-    client_id: str
-    group_id: str
-    table: DispatchTable
-    dead_letter_topic: str
-    retry_topic: str
-    policies: Policies
-    some_handlers: Callable[[str, tuple[str, ...]], Callable[[Any], Any] | None]
-    flow: FlowPlan | None = None
-    written_topics: Sequence[str] = ()
-    use_group: bool = True
-    start: StartPosition = "stored"
-    until_end: bool = False
-    no_commit: bool = False
-    timeout_s: float | None = None
-    reraise_exceptions: bool = False
-    log_exceptions: bool = True
-    max_poll_interval_s: float = 180
-    session_timeout_s: float = 6
-    heartbeat_interval_s: float = 2
-    on_assign_topics: PartitionHook | None = None
-    on_assign: PartitionHook | None = None
-    on_revoke: PartitionHook | None = None
-    on_lost: PartitionHook | None = None
-    on_start: list[Callable[[], Any]] = field(default_factory=list)
-    on_stop: list[Callable[[], Any]] = field(default_factory=list)
 
 
 class Session:
@@ -164,14 +85,13 @@ class Session:
         self.heed_stop: Callable[[], object] | None = None  # called by stop() and cut_off(), in any thread
         self._stopped_at = 0.0
         self._drain_s = plan.settings.drain_timeout_ms / 1000
-        self.connected = False
+        self._events = ClientEvents(plan)
         self._next_meeting = 0.0
         self.batch_timeout_ms = plan.settings.batch_timeout_ms
         self._close_timeout_s = plan.settings.close_timeout_ms / 1000
         self._owner_thread: int | None = None
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._limiter = RateLimiter(5, 10.0)
-        self._slow_limiter = RateLimiter(1, 5.0)
         self._copies: CopyPublisher | None = None
         self._failures: Failures | None = None
         self._attempts: Attempts | None = None
@@ -322,8 +242,8 @@ class Session:
             for hook in self.plan.on_start:
                 yield Hook(hook)
             started = self.plan.on_stop
-            self._connect()
-            yield from self._prepare_topics()
+            consumer = self._connect()
+            yield from prepare_topics(self.plan, consumer, self._events, self._beat)
             yield from self._take_position()
             watchdog = Watchdog(self, self.plan.max_poll_interval_s)
             watchdog.start()
@@ -360,7 +280,7 @@ class Session:
         if failure is not None:
             raise failure
 
-    def _connect(self) -> None:
+    def _connect(self) -> Consumer:
         from keven_core._native.consumer import Consumer
         from keven_core._native.logger import HandlerScope
 
@@ -387,7 +307,7 @@ class Session:
         self._scope = HandlerScope()
         self.base_context.run(self._scope.enter)
         producer_options = copy_options(plan.settings, plan.address, plan.client_id, timeout_s=_COPY_WAIT_S / 2)
-        self._copies = CopyPublisher(producer_options, self._on_event)
+        self._copies = CopyPublisher(producer_options, self._events.on_event)
         self._promises = Promises(self._scope, self._copies)
         self._failures = Failures(
             self._copies,
@@ -428,67 +348,11 @@ class Session:
             suspects,
             self._clear_the_way,
         )
-        self._serve()
+        self._events.consumer, self._events.copies = self.consumer, self._copies
+        self._events.serve()
         if self.stopping:
             raise Stopped
-
-    def _prepare_topics(self) -> Steps:
-        """Wait for the cluster; create the topics that are ours to create; the others must be there."""
-        plan = self.plan
-        consumer = self.consumer
-        assert consumer is not None
-        named = [topic for topic in plan.topics if not topic.startswith("^")]
-        deadline: float | None = None
-        tried = False
-        created: list[str] = []
-        while True:
-            self._beat()
-            try:
-                found = yield Call(lambda: consumer.metadata(3000), patient=True)
-            except (BrokerUnavailableError, KafkaTimeoutError) as error:
-                self._serve()
-                self._warn_unreachable(error)
-                yield Call(lambda: time.sleep(0.5), patient=True)
-                continue
-            finally:
-                self._serve()
-            self.connected = True
-            missing = [topic for topic in named if found.get(topic, -3) < 0]
-            if plan.settings.create_topics and not tried:
-                tried = True
-                if found.get(plan.dead_letter_topic, -3) < 0:
-                    yield self._create_topics([plan.dead_letter_topic], COPY_TOPIC_CONFIG)
-                ours = [topic for topic in missing if topic in plan.optional_topics or topic == plan.retry_topic]
-                written = [topic for topic in plan.written_topics if found.get(topic, -3) < 0]
-                if written:
-                    yield self._create_topics(written, {})
-                if ours:
-                    created = yield self._create_topics(ours, {})
-                    continue
-            required = [topic for topic in missing if topic not in plan.optional_topics]
-            # The broker that is asked may not know yet what was just created. A topic that is unknown when it is
-            # subscribed to is looked for again with librdkafka's next refresh of metadata, after 5 minutes.
-            unseen = [topic for topic in created if topic in missing]
-            if not required and not unseen:
-                return
-            now = time.monotonic()
-            deadline = deadline or now + _TOPIC_WAIT_S
-            if now > deadline:
-                if not required:
-                    logger.warning("created, but not known at %s yet: %s", plan.address, ", ".join(unseen))
-                    return
-                raise UnknownTopicError(
-                    f"topic(s) {', '.join(required)} do not exist on {plan.address}: create them, or check the names "
-                    f"(only default topics are created, by KEVEN_CREATE_TOPICS)",
-                    code=3,
-                    name="UNKNOWN_TOPIC_OR_PART",
-                )
-            yield Call(lambda: time.sleep(0.2), patient=True)
-
-    def _create_topics(self, topics: list[str], config: Mapping[str, str]) -> Call:
-        from keven_core.kafka.admin import create_topics
-
-        return Call(lambda: create_topics(self.plan.settings, self.plan.address, topics, config=config), patient=True)
+        return self.consumer
 
     def _take_position(self) -> Steps:
         plan = self.plan
@@ -677,7 +541,7 @@ class Session:
         try:
             yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
         except CommitError as error:
-            self._warn("commit", "before a record that a worker has died with: %s", error)
+            self._events.warn("commit", "before a record that a worker has died with: %s", error)
 
     def _clear_the_way(self) -> Steps:
         """Before a suspect among the records that are tried again: let all others end, and commit them."""
@@ -720,7 +584,7 @@ class Session:
                         logger.warning("at revocation: %s", one_line(error, 1000))
                 yield from self._give_up(partitions, lost=bool(detail))
             elif detail is not None:
-                self._warn("commit", "background commit failed, it will be repeated: %s", detail)
+                self._events.warn("commit", "background commit failed, it will be repeated: %s", detail)
 
     def _give_up(self, partitions: list[tuple[str, int, int]], *, lost: bool) -> Steps:
         """Unassign partitions of which everything was done that could be. The hook is told before."""
@@ -813,7 +677,7 @@ class Session:
         try:
             yield Call(lambda: consumer.commit(self.plan.settings.close_timeout_ms))
         except CommitError as error:
-            self._warn("commit", "before partitions are assigned anew: %s", error)
+            self._events.warn("commit", "before partitions are assigned anew: %s", error)
         if consumer.rebalance_protocol() == "COOPERATIVE":
             consumer.unassign(again)
             consumer.assign(again)
@@ -864,12 +728,15 @@ class Session:
         while self._commands:
             func, future = self._commands.popleft()
             fulfil(future, func)
-        self._serve()
+        self._events.serve()
         consumer = self.consumer
         assert consumer is not None
         self._meet_brokers(consumer)
         for topic, partition, error in consumer.take_errors():
-            self._on_row_error(topic, partition, error)
+            said = self._events.on_partition_error(topic, error)
+            if said and topic is not None and "fetch committed offset" in str(error):
+                # librdkafka does not ask again (rdkafka_assignment.c): it would stay assigned and never start.
+                self._unstarted.add((topic, partition))
 
     def _meet_brokers(self, consumer: Consumer) -> None:
         """Without partitions for a while: perhaps the client knows no brokers any more, and has to be told of them.
@@ -881,68 +748,8 @@ class Session:
         if now < self._next_meeting:
             return
         self._next_meeting = now + _MEETING_S
-        if self.connected and self.plan.use_group and not consumer.assignment():
+        if self._events.connected and self.plan.use_group and not consumer.assignment():
             consumer.add_brokers(self.plan.address)
-
-    def _serve(self) -> None:
-        if self.consumer is not None and not self.consumer.closed:
-            for event in self.consumer.serve() or ():
-                self._on_event(event)
-        if self._copies is not None:
-            self._copies.serve()
-
-    def _on_event(self, event: tuple[Any, ...]) -> None:
-        kind = event[0]
-        if kind == "log":
-            _, level, facility, text = event
-            # Debug lines were asked for (level 7); the others repeat for as long as their cause lasts.
-            if level > 6 or self._limiter.admit(f"log {facility}") is not None:
-                log_client_line(logger, level, facility, text)
-        elif kind == "error":
-            self._on_client_error(event[1])
-        elif kind == "token":
-            self._refresh_token(event[1])
-
-    def _on_client_error(self, error: KafkaError) -> None:
-        if error.fatal:
-            raise error
-        # Before the first contact wrong credentials stay wrong; later the broker's own trouble can look the same.
-        refused = refused_credentials(error)
-        if refused is not None and not self.connected:
-            raise refused
-        if isinstance(error, BrokerUnavailableError):
-            self._warn_unreachable(error)
-        else:
-            self._warn(error.name, "%s", error)
-
-    def _on_row_error(self, topic: str | None, partition: int, error: KafkaError) -> None:
-        if error.fatal or isinstance(error, (AuthorizationError, OffsetOutOfRangeError)):
-            raise error
-        if error.name == "_BAD_MSG":
-            # Going on would skip it: librdkafka can't tell where the next good message starts.
-            raise error
-        if isinstance(error, UnknownTopicError) and topic in self.plan.optional_topics:
-            return
-        if topic is not None and "fetch committed offset" in str(error):
-            # librdkafka does not ask again (rdkafka_assignment.c): the partition would stay assigned and never start.
-            self._unstarted.add((topic, partition))
-        self._warn(error.name, "%s", error)
-
-    def _refresh_token(self, config: str) -> None:
-        source = self.plan.settings.oauth_token
-        if self.consumer is not None:
-            set_token(self.consumer, source, config)
-        if self._copies is not None:
-            self._copies.set_token(lambda producer: set_token(producer, source, config))
-
-    def _warn_unreachable(self, error: object) -> None:
-        if self._slow_limiter.admit("unreachable") is not None:
-            logger.warning("Kafka at %s can't be reached, trying again: %s", self.plan.address, one_line(error))
-
-    def _warn(self, key: str, message: str, detail: object) -> None:
-        quiet = self._limiter.admit(key)
-        if quiet is not None:
-            logger.warning(message + "%s", one_line(detail, 1000), f" ({quiet} more like this)" if quiet else "")
 
     def _on_failure(self, record: Record, stage: str, error: Exception, attempt: Attempt | None = None) -> Any:
         """A record has failed: submit its copy, say so; what became of it.
@@ -963,7 +770,8 @@ class Session:
         if self.plan.log_exceptions:
             quiet = self._limiter.admit(f"{verdict.outcome} {stage}")
             if quiet is not None:
-                self._log_failure(record, stage, error, name, verdict, quiet)
+                kind = self.plan.table.name_field.removesuffix("_name")
+                log_failure(record, stage, error, kind, name, verdict, quiet)
         raised = stage == "handle" and not isinstance(error, Outcome)
         ends = verdict.flood or (error if self.plan.reraise_exceptions and raised else None)
         if ends is not None:
@@ -981,28 +789,6 @@ class Session:
         if bound is not None:
             return bound.name
         return self.plan.table.name_of(record.value, record.topic, record.headers) if record.value is not None else None
-
-    def _log_failure(
-        self, record: Record, stage: str, error: Exception, name: str | None, verdict: Verdict, quiet: int
-    ) -> None:
-        # Escaped and indented: what a payload brings into an exception's text can't pose as a line of the log.
-        trace: list[str] = []
-        if stage == "handle" and not isinstance(error, Outcome) and verdict.outcome == "dead":
-            trace = "".join(traceback.format_exception(type(error), error, error.__traceback__)).splitlines()
-        logger.log(
-            logging.ERROR if verdict.outcome == "dead" else logging.WARNING,
-            "%s [%d] @ %d (%s %s) failed to %s, %s: %s%s%s",
-            one_line(record.topic),
-            record.partition,
-            record.offset,
-            self.plan.table.name_field.removesuffix("_name"),
-            one_line(name or "unknown", 100),
-            stage,
-            verdict.story,
-            one_line(error),
-            f" ({quiet} more not logged)" if quiet else "",
-            "".join(f"\n    {one_line(line, 500)}" for line in trace),
-        )
 
     # --- end ---------------------------------------------------------------------------------------------------------
 
@@ -1097,18 +883,6 @@ class Session:
         except BaseException as error:
             problems.append(error)
         return time.monotonic() - began
-
-
-def set_token(client: Any, source: Any, config: str) -> None:
-    """Ask the service's callback for an OAUTHBEARER token and hand it to a client; its failure is reported there."""
-    try:
-        token, expires_at_s, principal = source(config)
-        client.set_token(token, int(expires_at_s * 1000), principal, {})
-    except ConfigurationError:
-        raise
-    except Exception as error:
-        logger.error("the OAUTHBEARER token callback failed: %s", one_line(error))
-        client.set_token_failure(one_line(error))
 
 
 def _names(partitions: Iterable[tuple[Any, ...]]) -> str:

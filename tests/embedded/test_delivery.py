@@ -482,7 +482,7 @@ def test_an_offset_that_is_gone_resets_or_ends(embedded_kafka: Any, mode: str, r
 @MODES
 @pytest.mark.logs_errors
 def test_a_topic_that_is_not_there_is_an_error_naming_it(embedded_kafka: Any, mode: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("keven_core.kafka._session._TOPIC_WAIT_S", 0.3)
+    monkeypatch.setattr("keven_core.kafka._topic_setup._TOPIC_WAIT_S", 0.3)
     topics(embedded_kafka, "t")
     embedded_kafka.set_topic_error("t", 3)
     with pytest.raises(KafkaError, match=r"topic.* t do") as caught:

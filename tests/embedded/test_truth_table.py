@@ -26,7 +26,7 @@ from embedded_support import (
 )
 
 from keven_core.kafka import EventHandler, LongRunningEventHandler, event_handler
-from keven_core.kafka._session import Order
+from keven_core.kafka._plan import Order
 from keven_core.kafka.outcomes import DeadLetter, Outcome, Retry, Skip
 from keven_core.kafka.topics import retry_topic
 

@@ -17,15 +17,8 @@ from keven_core.kafka import _supervised
 from keven_core.kafka._calls import is_async
 from keven_core.kafka._drivers import run_async, run_sync
 from keven_core.kafka._exits import exit_with_its_code
-from keven_core.kafka._session import (
-    FlowPlan,
-    Order,
-    PartitionHook,
-    Plan,
-    Session,
-    StartPosition,
-    TopicPartition,
-)
+from keven_core.kafka._plan import FlowPlan, Order, PartitionHook, Plan, StartPosition, TopicPartition
+from keven_core.kafka._session import Session
 from keven_core.kafka.config import DEFAULT_ADDRESS, Settings
 from keven_core.kafka.errors import ClosedError, ConfigurationError, UsageError
 from keven_core.kafka.retry import Policies, RetryPolicy, detail_policies

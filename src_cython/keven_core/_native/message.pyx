@@ -127,8 +127,8 @@ cdef class Record:
         return f"<Record {self.topic} [{self.partition}] @ {self.offset}>"
 
 
-# Headers are kept as one bytes object until somebody looks at them: for each, the sizes of name and value (two uint32_t,
-# NO_VALUE where there is none), then both. A list of tuples would cost the collector, and few handlers ask for it.
+# Headers are kept as one bytes object until somebody looks at them: for each, the sizes of name and value (two
+# uint32_t, NO_VALUE where there is none), then both. A list of tuples costs the collector, and few handlers ask for it.
 cdef enum:
     SIZES = 8
 
