@@ -704,8 +704,8 @@ def test_each_module_that_logs_is_known_here() -> None:
     # A new one has to be named in _CLIENT_MODULES if it logs about producing: its lines would go to Kafka.
     folder = Path(keven_core.kafka.__path__[0])
     logging_ones = {path.stem for path in folder.rglob("*.py") if "logging.getLogger(" in path.read_text()}
-    others = {"_session", "consumer_server", "config", "_redriving", "_supervisor", "_watchdog"}
-    others |= {"_around", "details", "large_attributes", "message_runner"}
+    others = {"_session", "_client_events", "_failures", "_topic_setup", "consumer_server", "_supervisor", "_watchdog"}
+    others |= {"config", "_redriving", "_around", "details", "large_attributes", "message_runner"}
     assert logging_ones == (log_handler._CLIENT_MODULES - {"logs", "(unknown file)"}) | others
     assert (folder / "logs.py").exists()  # logs librdkafka's lines with the logger that it is given
 
