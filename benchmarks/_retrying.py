@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from time import perf_counter_ns
 from typing import Any
 
 from benchmarks._events import PARTITIONS, BenchEnd, BenchStart, OrderPlaced
@@ -18,7 +19,7 @@ class _Fails(Exception):
 def run_server(spec: dict[str, Any]) -> dict[str, Any]:
     """A server whose handlers raise for every `fails_every`-th event, the first time that they see it; 0: for none.
 
-    Counts the good ones: those that are handled the first time. Async handlers await 1 ms, others do nothing.
+    Counts the good ones: those that are handled the first time. Async handlers await 1 ms, others work for `work_us`.
     """
     from keven_core.kafka import EventHandler, setup_event_listener
 
@@ -59,11 +60,16 @@ def run_server(spec: dict[str, Any]) -> dict[str, Any]:
                     meter.stop()
                     server.stop()
     else:
+        work_ns = spec["work_us"] * 1000
 
         class Quick(EventHandler):
             event_name = OrderPlaced.event_name
 
             def handle_event(self, event: Any) -> None:
+                if work_ns:
+                    end = perf_counter_ns() + work_ns
+                    while perf_counter_ns() < end:
+                        pass
                 if event.order_id % fails_every == 0 and fails(event.order_id):
                     raise _Fails
 

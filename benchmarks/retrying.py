@@ -22,7 +22,14 @@ from benchmarks.in_flight import IN_FLIGHT
 
 _FAILS_EVERY = 100
 _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "sync": ("a handler that does nothing, one record after the other", {"is_async": False, "server": {}}),
+    "sync": (
+        "a handler that does nothing, one record after the other",
+        {"is_async": False, "work_us": 0, "server": {}},
+    ),
+    "sync, 10 µs": (
+        "a handler that works for 10 µs, one record after the other",
+        {"is_async": False, "work_us": 10, "server": {}},
+    ),
     "in flight": (
         f'a handler that awaits 1 ms, order="key", max_in_flight={IN_FLIGHT}, uvloop',
         {"is_async": True, "server": {"order": "key", "max_in_flight": IN_FLIGHT}},
