@@ -6,8 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 from sqlalchemy import Column, Integer, MetaData, Table, create_engine, event, insert, select
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.schema import CreateTable
 
 from keven_core.kafka.errors import PublishError
 from keven_core.kafka.events.event import Event
@@ -201,3 +203,15 @@ def test_what_was_refused_after_a_commit_outlives_what_follows(
     publisher.refuses = False
     assert box.flush() == 1
     assert publisher.sent == [1]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "binary"),
+    [(mysql, "BLOB(1073741824)"), (postgresql, "BYTEA"), (sqlite, "BLOB")],
+    ids=["mysql", "postgresql", "sqlite"],
+)
+def test_large_messages_fit_into_the_table(dialect: Any, binary: str) -> None:
+    made = str(CreateTable(OUTBOX).compile(dialect=dialect.dialect()))
+    lines = [line.strip().rstrip(",").split(" ", 1) for line in made.splitlines() if line.startswith("\t")]
+    columns = {name.strip('`"'): kind for name, kind in lines}
+    assert (columns["key"], columns["value"]) == (binary, f"{binary} NOT NULL")

@@ -60,6 +60,8 @@ logger = logging.getLogger("keven_core.kafka")
 _LONGEST_PAUSE_S = 30.0
 # Keys that a relay goes round while it sends those of others: a database takes conditions of a limited size only.
 _MOST_STUCK = 100
+# Without a size MySQL's columns hold 64 KiB; others ignore it.
+_MOST_BYTES = 1 << 30
 
 
 def outbox_table(metadata: MetaData, name: str = "keven_outbox", schema: str | None = None) -> Table:
@@ -70,8 +72,8 @@ def outbox_table(metadata: MetaData, name: str = "keven_outbox", schema: str | N
         # SQLite numbers by itself only what is INTEGER.
         Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
         Column("topic", String(249), nullable=False),
-        Column("key", LargeBinary, nullable=True),
-        Column("value", LargeBinary, nullable=False),
+        Column("key", LargeBinary(_MOST_BYTES), nullable=True),
+        Column("value", LargeBinary(_MOST_BYTES), nullable=False),
         Column("created", DateTime(timezone=True), nullable=False, server_default=func.now()),
         schema=schema,
     )
