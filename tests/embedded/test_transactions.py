@@ -415,6 +415,21 @@ def test_a_long_outage_does_not_outgrow_the_database(engine: Any, kafka: Any, lo
     assert sorted(numbers(kafka)) == list(range(2000))
 
 
+def test_large_messages_are_read_a_few_at_a_time(
+    engine: Any, kafka: Any, logger: Any, raised: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keven_core.kafka.integrations.sqlalchemy._BATCH_BYTES", 1000)
+    with engine.begin() as connection:
+        rows = [
+            {"topic": TOPIC, "key": b"a", "value": b'{"number":%d,' % number + b" " * 400 + b"}"}
+            for number in range(70)
+        ]
+        connection.execute(insert(OUTBOX), rows)
+    relay = Relay(engine, OUTBOX, logger)
+    assert [relay.run_once() for _ in range(25)] == [3] * 23 + [1, 0]
+    assert numbers(kafka) == list(range(70))
+
+
 def test_relays_take_turns_in_autocommit_too(engine: Any, kafka: Any, logger: Any, raised: Any) -> None:
     if engine.dialect.name == "sqlite":
         pytest.skip("one relay is allowed on SQLite")

@@ -60,6 +60,8 @@ logger = logging.getLogger("keven_core.kafka")
 _LONGEST_PAUSE_S = 30.0
 # Keys that a relay goes round while it sends those of others: a database takes conditions of a limited size only.
 _MOST_STUCK = 100
+# What a relay reads at a time.
+_BATCH_BYTES = 16 << 20
 # Without a size MySQL's columns hold 64 KiB; others ignore it.
 _MOST_BYTES = 1 << 30
 
@@ -223,7 +225,7 @@ class Relay:
         engine: of the database; its connection is held while a batch is sent.
         table: an outbox_table().
         logger: a KafkaLogger; None: one from the environment.
-        batch_count: how many rows are sent together.
+        batch_count: how many rows are sent together; fewer when they have 16 MiB.
         poll_interval_s: how long it waits when there are none, or when Kafka is away.
     """
 
@@ -304,7 +306,15 @@ class Relay:
         rows: list[Any] = [row for lane in lanes for row in connection.execute(query.where(lane).limit(1))]
         # A row without a key is of no such lane: NULL would make the condition NULL.
         others = query.where(or_(columns.key.is_(None), not_(or_(*lanes)))) if lanes else query
-        rows += connection.execute(others.limit(self._batch_count))
+        # Fetched piece by piece, since a batch of large messages would not fit into memory.
+        pieces = others.limit(self._batch_count).execution_options(stream_results=True, max_row_buffer=20)
+        size_bytes = 0
+        with connection.execute(pieces) as found:
+            for row in found:
+                rows.append(row)
+                size_bytes += len(row.value)
+                if size_bytes >= _BATCH_BYTES:
+                    break
         return sorted(rows, key=lambda row: row.id)
 
     def _take_lock(self, connection: Any) -> bool:
