@@ -4,7 +4,10 @@
     "always"    log() -> files -> producer, a write-ahead log
 
 What is in memory is of one time at most: log() goes past the files again when all that went past them before has been
-answered. So at the end it can be put into the files at one place, before what overflowed later.
+answered. So what comes back unsent can be put into the files at one place, before what overflowed later.
+
+When the producer gives up (a fatal error of librdkafka), everything goes to the files and nothing leaves them until all
+that it had has come back; then this is sent again by the next producer, in order, and the rest after it.
 
 A record leaves the files when the broker has acknowledged it, or when its failure is handed back to the application.
 """
@@ -21,10 +24,10 @@ from typing import TYPE_CHECKING, Any
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import ClosedError, Delivery, KafkaError, KevenError, QueueFullError
 from keven_core.kafka.logs import RateLimiter, one_line
-from keven_core.kafka.spill import SpillRecord, SpillStore
+from keven_core.kafka.spill import Place, SpillRecord, SpillStore
 
 if TYPE_CHECKING:
-    from keven_core._native.producer import DeliveryAccount
+    from keven_core._native.producer import DeliveryAccount, Producer
 
 __all__ = ["BATCH_RECORDS", "Spilling", "is_passing"]
 
@@ -40,8 +43,13 @@ _RETRY_S = 1.0
 
 # Failures that say nothing against the message itself: it waits for better times.
 _PASSING = frozenset(
-    {"_PURGE_QUEUE", "_PURGE_INFLIGHT", "_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN", "_FATAL"}
+    {"_PURGE_QUEUE", "_PURGE_INFLIGHT", "_MSG_TIMED_OUT", "_TIMED_OUT", "_TRANSPORT", "_ALL_BROKERS_DOWN"}
+    # Of a producer that gave up; but for refused idempotence, which the next one would be refused too.
+    | {"_FATAL", "_INCONSISTENT", "INVALID_PRODUCER_EPOCH", "OUT_OF_ORDER_SEQUENCE_NUMBER", "UNKNOWN_PRODUCER_ID"}
 )
+
+# A record in the files, with its sequence number.
+_Stored = tuple[int, SpillRecord]
 
 
 class Spilling:
@@ -50,10 +58,13 @@ class Spilling:
     Arguments:
         folder: see SpillStore.
         always: whether every message goes through the files.
-        send: hands a record to the producer, counted in an account; may wait for room, raises KevenError.
-        new_account: makes such an account.
-        collect: brings the counts of accounts up to date; raises ClosedError when the producer is gone for good.
-        passed: how many messages that went past the files are pending.
+        send: hands a record to the producer, counted in an account; may wait for room, raises KevenError: ClosedError
+            when the producer of the account is not there any more.
+        producer: the one that there is now. hold() is called before it is replaced.
+        new_account: makes an account, numbered and of that producer alone.
+        collect: brings the counts of accounts up to date, and has a producer that gave up replaced; raises ClosedError
+            when it is gone for good.
+        passed: the account of messages that went past the files.
         divert: told whether log() has to come here with every message.
         tell: the application's on_delivery; told of what has come to its end, but for what take_back() returns.
     """
@@ -65,9 +76,10 @@ class Spilling:
         *,
         always: bool,
         send: Callable[[SpillRecord, DeliveryAccount], None],
-        new_account: Callable[[], DeliveryAccount],
+        producer: Callable[[], Producer],
+        new_account: Callable[[Producer], DeliveryAccount],
         collect: Callable[[], None],
-        passed: Callable[[], int],
+        passed: Callable[[], DeliveryAccount],
         divert: Callable[[bool], None],
         tell: Callable[[list[Delivery]], None],
     ) -> None:
@@ -78,24 +90,27 @@ class Spilling:
         self.failed_count = 0
         self._always = always
         self._send = send
+        self._producer = producer
         self._new_account = new_account
         self._collect = collect
-        self._passed = passed
+        self._account = passed
         self._divert = divert
         self._tell = tell
         self._limiter = RateLimiter(3, 10.0)
         self._store = SpillStore(folder, max_bytes=settings.spill_bytes, fsync=settings.spill_fsync)
-        self._first_own: int | None = None
-        self._under_way: deque[tuple[DeliveryAccount, list[tuple[int, SpillRecord]]]] = deque()
+        self._under_way: deque[tuple[DeliveryAccount, list[_Stored]]] = deque()
         # Order: between an append and what log() does next. Re-entrant: what the store warns of may be logged to it.
         self._lock = threading.RLock()
         self._woken = threading.Event()
         self._handing = False  # a batch is between the files and the producer
+        self._holds = 0  # how often a producer has given up
+        self._resumed = 0  # at how many of these all that it had has come back
         self._ended = False
         self.closed = False
-        self._reported = 0  # failed messages that take_back() was given
         self._place = self._store.reserve()  # in the files, of what goes past them
-        self._left_over: list[Delivery] = []  # what came back at the end, to be put there
+        self._reported = 0  # failed messages that take_back() was given
+        self._unsent: list[tuple[int, Delivery]] = []  # of them those that are to be put there
+        self._again: list[_Stored] = []  # from the files, to be sent once more
         self._divert(always or self._store.pending_count > 0)
         self._thread = threading.Thread(target=self._run, name="keven-spill", daemon=True)
         self._thread.start()
@@ -104,6 +119,21 @@ class Spilling:
     def pending_count(self) -> int:
         """Messages in the files that are not known to be delivered, those of earlier processes included."""
         return self._store.pending_count
+
+    @property
+    def passed_count(self) -> int:
+        """Messages that went past the files and whose fate is not known."""
+        with self._lock:
+            return self._passed() + len(self._unsent)
+
+    def _passed(self) -> int:
+        """How many messages that went past the files are under way, or on their way back."""
+        account = self._account()
+        return account.pending + account.failed - self._reported
+
+    def _holding(self) -> bool:
+        """Whether a producer has given up, and not all that it had has come back."""
+        return self._holds > self._resumed
 
     def keep(
         self,
@@ -121,57 +151,50 @@ class Spilling:
         """
         record = _record(topic, value, key, headers, timestamp_ms)
         with self._lock:
-            if not (self._always or overflow or self._store.untaken_count or self._handing or self._passed()):
+            waiting = self._holding() or self._unsent or self._again or self._handing or self._store.untaken_count
+            if not (self._always or overflow or waiting or self._passed()):
                 self._place = self._store.reserve()
                 self._divert(False)
                 return False
-            sequence = self._store.append(record)
-            if self._first_own is None:
-                self._first_own = sequence
+            self._store.append(record)
             self.kept_count += 1
             self._divert(True)
         self._woken.set()
         return True
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until the files are empty; whether they are within `timeout_s`."""
+        """Wait until the files are empty and nothing is on its way there; whether that is so within `timeout_s`."""
         deadline = time.monotonic() + timeout_s
-        while self._store.pending_count:
+        while self._holding() or self.passed_count or self._store.pending_count:
             if time.monotonic() >= deadline or not self._thread.is_alive():
                 return False
             self._woken.set()
             time.sleep(0.005)
         return True
 
-    def take_back(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Messages that went past the files: those that could not be sent for now go to the files, behind all others.
+    def hold(self) -> None:
+        """The producer has given up. Called before the next one is there; from any thread."""
+        with self._lock:
+            self._holds += 1
+            self._divert(True)
+        self._woken.set()
+
+    def take_back(self, numbered: list[tuple[int, Delivery]]) -> list[Delivery]:
+        """Messages that went past the files have come back: those that could not be sent for now are for the files.
 
         Returns the others. On a thread of the producer.
         """
-        told = []
-        for delivery in deliveries:
-            if not is_passing(delivery) or not self._take_one_back(delivery):
-                told.append(delivery)
-        failed = [delivery for delivery in told if delivery.error is not None]
+        with self._lock:
+            unsent = [] if self.closed else [entry for entry in numbered if is_passing(entry[1])]
+            self._unsent += unsent
+            if unsent and not self._ended:
+                self.hold()
+            told = [delivery for _, delivery in numbered if self.closed or not is_passing(delivery)]
+            failed = [delivery for delivery in told if delivery.error is not None]
+            self._reported += len(unsent) + len(failed)
         if failed:
             self._fail(failed)
-        self._reported += sum(delivery.error is not None for delivery in deliveries)
         return told
-
-    def _take_one_back(self, delivery: Delivery) -> bool:
-        topic, value, key, _, _, headers, timestamp_ms = delivery
-        with self._lock:
-            if self._ended and not self.closed:
-                self._left_over.append(delivery)
-                return True
-        try:
-            self.keep(topic, value, key, headers, timestamp_ms, overflow=True)
-        except KevenError as error:  # the files are full, or closed
-            if self._limiter.admit("back") is not None:
-                logger.error("a message that could not be sent can't go to %s either: %s", self.folder, one_line(error))
-            return False
-        self.kept_count -= 1  # it was counted when it was logged
-        return True
 
     def await_reports(self, failed: int) -> None:
         """Wait a moment until take_back() was given all of so many failed messages."""
@@ -204,23 +227,29 @@ class Spilling:
         with self._lock:
             self.closed = True
         try:
-            lost = self._put_away(self._left_over)
-            if lost:
-                self._fail(lost)
-                self._tell(lost)
+            self._put_away(self._place)
         finally:
             self._store.close()
 
-    def _put_away(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """Write what came back at the end to its place in the files; returns what they would not take."""
-        if not deliveries:
+    def _put_away(self, place: Place) -> list[_Stored]:
+        """Write what came back unsent to its place in the files; what they don't take is told of as failed."""
+        with self._lock:
+            unsent = [delivery for _, delivery in sorted(self._unsent, key=lambda entry: entry[0])]
+        if not unsent:
             return []
-        records = [_record(topic, value, key, headers, ms) for topic, value, key, _, _, headers, ms in deliveries]
+        records = [_record(topic, value, key, headers, ms) for topic, value, key, _, _, headers, ms in unsent]
+        sequences: list[int] = []
         try:
-            return deliveries[self._store.insert(self._place, records) :]
+            sequences = self._store.insert(place, records)
         except KevenError as error:
-            logger.error("%d message(s) that could not be sent are lost: %s", len(deliveries), one_line(error))
-            return deliveries
+            logger.error("%d message(s) that could not be sent are lost: %s", len(unsent), one_line(error))
+        with self._lock:
+            del self._unsent[: len(unsent)]
+        lost = unsent[len(sequences) :]
+        if lost:
+            self._fail(lost)
+            self._tell(lost)
+        return list(zip(sequences, records, strict=False))
 
     # --- the thread --------------------------------------------------------------------------------------------------
 
@@ -228,7 +257,7 @@ class Spilling:
         while not self._ended:
             try:
                 if not self._step():
-                    self._woken.wait(_TICK_S if self._under_way else 1.0)
+                    self._woken.wait(_TICK_S if self._under_way or self._holding() else 1.0)
                     self._woken.clear()
             except ClosedError:
                 return
@@ -240,22 +269,42 @@ class Spilling:
         """Send the next batch; whether there was one."""
         self._collect()
         self._settle()
+        producer = self._producer()  # before looking whether it is to be held: nothing goes to the next one unseen
+        if self._again:
+            self.hold()
+        if self._holding():
+            return self._resume(producer)
         if len(self._under_way) >= _BATCHES:
             return False
         with self._lock:
             batch = self._store.take(BATCH_RECORDS, _BATCH_BYTES)
             self._handing = bool(batch)
-        if batch:
-            self._hand_over(batch)
-        with self._lock:
-            self._handing = False
+        self._hand_over(batch, producer)
+        self._handing = False
         return bool(batch)
 
-    def _hand_over(self, batch: list[tuple[int, SpillRecord]]) -> None:
-        account = self._new_account()
-        sent: list[tuple[int, SpillRecord]] = []
-        self._under_way.append((account, sent))
-        for sequence, record in batch:
+    def _resume(self, producer: Producer) -> bool:
+        """Once all has come back from a producer that gave up, send it again; whether that is so."""
+        holds = self._holds
+        if self._passed() or self._under_way:
+            return False
+        place, self._place = self._place, self._store.reserve()
+        again = sorted(self._again + self._put_away(place), key=lambda entry: entry[0])
+        with self._lock:
+            self._again = []
+            self._handing = True
+            self._resumed = holds
+        self._hand_over(again, producer)
+        self._handing = False
+        return True
+
+    def _hand_over(self, records: list[_Stored], producer: Producer) -> None:
+        """Send records in batches; what the producer does not take because it gives up goes to the next one."""
+        sent: list[_Stored] = []
+        for done, (sequence, record) in enumerate(records):
+            if done % BATCH_RECORDS == 0:
+                account, sent = self._new_account(producer), []
+                self._under_way.append((account, sent))
             while not self._ended:
                 try:
                     self._send(record, account)
@@ -264,7 +313,8 @@ class Spilling:
                 except QueueFullError:
                     self._collect()
                 except ClosedError:
-                    raise
+                    self._again += records[done:]
+                    return
                 except KevenError as error:
                     self._refused(sequence, record, error)
                     break
@@ -296,28 +346,21 @@ class Spilling:
             self.failures += stories[: max(0, 10 - len(self.failures))]
 
     def _settle(self) -> None:
-        """Let go of what has come back, oldest batch first; what could not be sent for now is sent again."""
+        """Let go of what has come back, oldest batch first."""
         while self._under_way and self._under_way[0][0].pending == 0:
             account, sent = self._under_way.popleft()
-            _, stories = account.take_failures()
-            again: list[tuple[int, SpillRecord]] = []
-            # By content: of records that are alike in everything it does not matter which one failed.
-            failed: dict[Any, list[Delivery]] = {}
-            for delivery in stories:
-                failed.setdefault(_content(delivery), []).append(delivery)
-            for sequence, record in sent:
-                alike = failed.get(_content(record)) if failed else None
-                story = alike.pop() if alike else None
+            _, numbered = account.take_failures()
+            failed: dict[int, Delivery] = dict(numbered)
+            for number, (sequence, record) in enumerate(sent, 1):
+                story = failed.get(number)
                 if story is not None and is_passing(story):
-                    again.append((sequence, record))
+                    self._again.append((sequence, record))
                     continue
                 if story is not None:
                     self._fail([story])
-                elif self._first_own is not None and sequence >= self._first_own:
+                elif self._store.is_own(sequence):
                     self.delivered_count += 1
                 self._store.settle(sequence)
-            if again and not self._ended:
-                self._hand_over(again)
 
 
 def is_passing(delivery: Delivery) -> bool:
@@ -330,7 +373,3 @@ def _record(topic: str, value: Any, key: Any, headers: Any, timestamp_ms: int | 
     pairs = headers.items() if hasattr(headers, "items") else headers or ()
     plain = [(str(name), None if content is None else bytes(content)) for name, content in pairs] or None
     return SpillRecord(str(topic), None if value is None else bytes(value), key, plain, timestamp_ms or 0)
-
-
-def _content(message: SpillRecord | Delivery) -> tuple[Any, ...]:
-    return message.topic, message.value, message.key, tuple(message.headers or ()), message.timestamp_ms

@@ -473,6 +473,9 @@ class KafkaBatchLogger(_Logger):
         return shared_producer(settings, {**options, "message.timeout.ms": "0"}, address, owner=self)
 
     def _open(self) -> tuple[Any, DeliveryAccount]:
+        spilling = self._spilling.get(os.getpid())
+        if spilling is not None and self._made[os.getpid()][0].client.ended:
+            spilling.hold()
         client, account = super()._open()
         if self._on_delivery is not None:
             client.watch()
@@ -504,23 +507,31 @@ class KafkaBatchLogger(_Logger):
             self._read_settings(),
             always=self._spill_always,
             send=send,
-            new_account=lambda: _Logger._new_account(self, keep_failures=BATCH_RECORDS, on_delivery=on_delivery),
+            producer=lambda: self._made[os.getpid()][0].client,
+            new_account=lambda producer: _Logger._new_account(
+                self, keep_failures=BATCH_RECORDS, on_delivery=on_delivery, numbered=True, producer=producer
+            ),
             collect=self._collect,
-            passed=lambda: self._made[os.getpid()][1].pending,
+            passed=lambda: self._made[os.getpid()][1],
             divert=self._divert,
             tell=self._tell,
         )
 
     def _collect(self) -> None:
         client = self._made[os.getpid()][0].client
-        if not (client.closed and client.replaced):  # the next message brings the new one
+        if client.fatal:
+            self._open()  # at once: what it had under way comes back when it is closed
+        try:
             client.serve(0)
+        except ClosedError:
+            if not client.replaced:
+                raise
 
     def _new_account(self, **options: Any) -> DeliveryAccount:
         told = None if self._on_delivery is None else self._tell
         if self._spill_dir is None:
             return super()._new_account(on_delivery=told, announce=True)
-        return super()._new_account(on_delivery=self._came_back, only_failures=told is None)
+        return super()._new_account(on_delivery=self._came_back, only_failures=told is None, numbered=True)
 
     def _tell(self, deliveries: list[Delivery]) -> None:
         """Call on_delivery. What it raises is its own: nobody who could handle that is near."""
@@ -531,15 +542,15 @@ class KafkaBatchLogger(_Logger):
                 if self._limiter.admit("on_delivery") is not None:
                     logger.exception("on_delivery of a logger failed, called with %d message(s)", len(deliveries))
 
-    def _tell_of_ends(self, deliveries: list[Delivery]) -> None:
+    def _tell_of_ends(self, numbered: list[tuple[int, Delivery]]) -> None:
         """With `spill_dir`, of messages from the files: those that are sent again are not told of."""
-        told = [delivery for delivery in deliveries if not is_passing(delivery)]
+        told = [delivery for _, delivery in numbered if not is_passing(delivery)]
         if told:
             self._tell(told)
 
-    def _came_back(self, deliveries: list[Delivery]) -> None:
+    def _came_back(self, numbered: list[tuple[int, Delivery]]) -> None:
         """With `spill_dir`: what could not be sent for now goes to the files, the rest is told of."""
-        told = self._spilling[os.getpid()].take_back(deliveries)
+        told = self._spilling[os.getpid()].take_back(numbered)
         if told:
             self._tell(told)
 
@@ -579,8 +590,10 @@ class KafkaBatchLogger(_Logger):
     @property
     def pending_count(self) -> int:
         """Messages whose fate is not known yet and that are nowhere but in memory."""
-        account, _ = self._collected()
-        return account.pending if account is not None else 0
+        account, spilling = self._collected()
+        if account is None:
+            return 0
+        return account.pending if spilling is None else spilling.passed_count
 
     @property
     def spilled_count(self) -> int:

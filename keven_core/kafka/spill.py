@@ -45,7 +45,7 @@ from keven_core.kafka.errors import (
 )
 from keven_core.kafka.logs import one_line
 
-__all__ = ["SpillError", "SpillFullError", "SpillRecord", "SpillStore"]
+__all__ = ["Place", "SpillError", "SpillFullError", "SpillRecord", "SpillStore"]
 
 logger = logging.getLogger("keven_core.kafka")
 
@@ -86,6 +86,13 @@ class SpillRecord(NamedTuple):
     key: bytes | None = None
     headers: list[tuple[str, bytes | None]] | None = None
     timestamp_ms: int = 0
+
+
+class Place(NamedTuple):
+    """A place between records, see SpillStore.reserve()."""
+
+    number: int  # in the name of the segment that would be there
+    base: int  # of that segment
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -213,7 +220,8 @@ class SpillStore:
         self._segments: dict[int, _Segment] = {}  # by `base >> _OFFSET_BITS`, in order
         self._unread: deque[_Segment] = deque()  # not read to their end; the one being written to always is in here
         self._active: _Segment | None = None  # the one being written to
-        self._born = 0  # segments so far
+        self._born = 0  # segments and places so far
+        self._adopted = 0  # of them those of dead stores, the first ones
         self._number = 0  # the highest in a name
         self._pending = self._untaken = self._bytes = self._damaged_count = self._damaged_bytes = 0
         self._warnings: list[str] = []
@@ -230,7 +238,7 @@ class SpillStore:
     # --- writing -----------------------------------------------------------------------------------------------------
 
     def append(self, record: SpillRecord) -> int:
-        """Write one record behind all others; returns its sequence number, greater than any before.
+        """Write one record behind all others; returns its sequence number. Records are in order by these.
 
         Raises, and has taken nothing then: SpillFullError when it would pass max_bytes, MessageTooLargeError when it
         never fits, SpillError when the disk is full or fails, ClosedError after close().
@@ -262,7 +270,7 @@ class SpillStore:
         except OSError as error:
             raise self._error("write to", error, "the message was not taken") from error
 
-    def reserve(self) -> int:
+    def reserve(self) -> Place:
         """A place behind all records so far and before all that are appended from now on, for insert()."""
         self._check_process()
         try:
@@ -270,21 +278,20 @@ class SpillStore:
                 self._check_open()
                 if self._active is not None:
                     self._finish(self._active)
-                self._number = max(time.time_ns(), self._number + 1)
-                return self._number
+                return self._next_place()
         except OSError as error:
             raise self._error("write to", error, "nothing was written") from error
 
-    def insert(self, place: int, records: Sequence[SpillRecord]) -> int:
-        """Write records at a place that reserve() gave, once; returns how many were taken, the first ones.
+    def insert(self, place: Place, records: Sequence[SpillRecord]) -> list[int]:
+        """Write records at a place that reserve() gave, once; returns the sequence numbers of those that were taken.
 
-        They are for the next store in this folder: take() does not give them out. Those that would pass max_bytes are
-        not taken. Raises SpillError, and has taken nothing then.
+        Those that would pass max_bytes, and what follows them, are not. The caller has these records: they are out,
+        as if take() had given them. Raises SpillError, and has taken nothing then.
         """
         self._check_process()
-        name = f"{place:020d}.spill"
+        name = f"{place.number:020d}.spill"
         data = bytearray(_HEAD + _sealed(_START, _UNKNOWN))
-        count = 0
+        out: dict[int, int] = {}
         try:
             with self._lock:
                 self._check_open()
@@ -292,10 +299,10 @@ class SpillStore:
                     framed = _framed(_encode(record))
                     if self._bytes + len(data) + len(framed) > self.max_bytes:
                         break
+                    out[len(data)] = len(out)
                     data += framed
-                    count += 1
-                if not count:
-                    return 0
+                if not out:
+                    return []
                 fd = os.open(name, _OPEN | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._own)
                 try:
                     self._write(fd, data, 0)
@@ -307,11 +314,12 @@ class SpillStore:
                     raise
                 finally:
                     os.close(fd)
-                segment = self._add(name, -1, len(data))
-                self._unread.remove(segment)
-                segment.count = count
-                self._pending += count
-                return count
+                segment = self._add(name, -1, len(data), place.base)
+                segment.out, segment.read_at = out, segment.size
+                segment.count = segment.index = len(out)
+                self._segments = dict(sorted(self._segments.items()))
+                self._pending += len(out)
+                return [place.base + at for at in out]
         except OSError as error:
             raise self._error("write to", error, "the messages were not taken") from error
 
@@ -345,8 +353,8 @@ class SpillStore:
         return segment or self._begin()
 
     def _begin(self) -> _Segment:
-        self._number = max(time.time_ns(), self._number + 1)
-        name = f"{self._number:020d}.spill"
+        place = self._next_place()
+        name = f"{place.number:020d}.spill"
         fd = os.open(name, _OPEN | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._own)
         try:
             self._write(fd, _HEAD + _sealed(_START, _UNKNOWN), 0)
@@ -357,14 +365,17 @@ class SpillStore:
             os.close(fd)
             os.unlink(name, dir_fd=self._own)
             raise
-        self._active = self._add(name, fd, _START)
+        self._active = self._add(name, fd, _START, place.base)
+        self._unread.append(self._active)
         return self._active
 
-    def _add(self, name: str, fd: int, size: int) -> _Segment:
+    def _next_place(self) -> Place:
+        self._number = max(time.time_ns(), self._number + 1)
         self._born += 1
-        segment = _Segment(name, fd, size, self._born << _OFFSET_BITS)
-        self._segments[self._born] = segment
-        self._unread.append(segment)
+        return Place(self._number, self._born << _OFFSET_BITS)
+
+    def _add(self, name: str, fd: int, size: int, base: int) -> _Segment:
+        segment = self._segments[base >> _OFFSET_BITS] = _Segment(name, fd, size, base)
         self._bytes += size
         return segment
 
@@ -515,6 +526,10 @@ class SpillStore:
 
     # --- state -------------------------------------------------------------------------------------------------------
 
+    def is_own(self, sequence: int) -> bool:
+        """Whether a record was written by this store, and not taken over."""
+        return sequence >> _OFFSET_BITS > self._adopted
+
     @property
     def pending_count(self) -> int:
         """Records that are not settled."""
@@ -621,6 +636,7 @@ class SpillStore:
                 self._warnings.append(
                     f"spill file {self.folder}/{self._name}/{number:020d}.spill can't be read: {error.strerror}"
                 )
+        self._adopted = self._born
 
     def _take_over(self, name: str, numbers: set[int]) -> None:
         with contextlib.ExitStack() as stack:
@@ -640,7 +656,9 @@ class SpillStore:
 
     def _load(self, name: str) -> None:
         fd = os.open(name, _OPEN, dir_fd=self._own)
-        segment = self._add(name, fd, os.fstat(fd).st_size)
+        self._born += 1
+        segment = self._add(name, fd, os.fstat(fd).st_size, self._born << _OFFSET_BITS)
+        self._unread.append(segment)
         head = bytes(segment.window(0, _START, self._own))
         if len(head) < _START or not head.startswith(_HEAD):
             segment.read_at = 0

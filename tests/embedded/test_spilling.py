@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from builds import child_environment, run_python
@@ -532,23 +532,100 @@ def test_on_delivery_is_not_told_of_what_is_sent_again(
     assert all(entry.error is None for entry in told)
 
 
-def test_a_fatal_error_costs_no_message(embedded_kafka: Any, topic: str, folder: Path) -> None:
+def test_a_fatal_error_costs_no_message_and_no_order(embedded_kafka: Any, topic: str, folder: Path) -> None:
     settings = quick(embedded_kafka, log_queue_messages=5)
     log = KafkaBatchLogger(topic=topic, timeout=20, settings=settings, spill_dir=folder)
     with log:
         connected(log)
         embedded_kafka.broker_down()
         for message in numbered(10):
-            log.log(message)
+            log.log(message, headers=[("n", message)], timestamp_ms=1_700_000_000_000)
         client = log._client()
         assert client is not None
         client.trigger_fatal_error(47, "for the test")
         wait_until(lambda: client.fatal or client.closed, "the error is noticed")
+        log.log(b"10")
+        # What came back is in the files; the last one is too, or has gone past them to the next producer.
+        wait_until(lambda: log.spilled_count >= 10 and log.pending_count + log.spilled_count == 11, "all are there")
         embedded_kafka.broker_up()
-        log.log(b"next")
-        assert log.flush(30) == 12
-    found = values(embedded_kafka, topic)
-    assert sorted(found, key=str) == sorted([b"connected", *numbered(10), b"next"], key=str)
+        log.log(b"11")
+        assert log.flush(30) == 13
+        assert (log.produced_count, log.pending_count, log.spilled_count) == (13, 0, 0)
+        log.log(b"12")  # past the files again
+        wait_until(lambda: log.received_count == 14, "the last one")
+    found = read(embedded_kafka, topic)
+    assert [entry.value for entry in found] == [b"connected", *numbered(13)]
+    assert [entry.header("n") for entry in found[1:11]] == numbered(10)
+    assert files(folder) == []
+
+
+def test_a_producer_that_gives_up_is_noticed_without_another_message(
+    embedded_kafka: Any, topic: str, folder: Path
+) -> None:
+    log = KafkaBatchLogger(topic=topic, timeout=20, settings=quick(embedded_kafka), spill_dir=folder)
+    with log:
+        connected(log)
+        embedded_kafka.broker_down()
+        for message in numbered(10):
+            log.log(message)
+        log._client().trigger_fatal_error(47, "for the test")
+        embedded_kafka.broker_up()
+        assert log.flush(30) == 11
+    assert values(embedded_kafka, topic) == [b"connected", *numbered(10)]
+
+
+def test_close_after_a_fatal_error_leaves_all_in_order(embedded_kafka: Any, topic: str, folder: Path) -> None:
+    settings = quick(embedded_kafka, log_queue_messages=5)
+    log = KafkaBatchLogger(topic=topic, timeout=0.2, settings=settings, spill_dir=folder)
+    connected(log)
+    embedded_kafka.broker_down()
+    for message in numbered(10):
+        log.log(message)
+    log._client().trigger_fatal_error(47, "for the test")
+    log.log(b"10")
+    log.close()
+    assert (log.pending_count, log.spilled_count) == (0, 11)
+    embedded_kafka.broker_up()
+    with KafkaBatchLogger(topic=topic, timeout=20, settings=settings, spill_dir=folder) as second:
+        second.log(b"next")
+        second.flush()
+    assert values(embedded_kafka, topic) == [b"connected", *numbered(11), b"next"]
+
+
+@pytest.mark.parametrize("spill", ["overflow", "always"])
+def test_order_holds_through_fatal_errors_under_load(
+    embedded_kafka: Any, topic: str, folder: Path, spill: Literal["overflow", "always"]
+) -> None:
+    settings = quick(embedded_kafka, log_queue_messages=200)
+    log = KafkaBatchLogger(topic=topic, timeout=30, settings=settings, spill_dir=folder, spill=spill)
+    ended = threading.Event()
+    sent = 0
+
+    def write() -> None:
+        nonlocal sent
+        while not ended.is_set():
+            log.log(b"%d" % sent)
+            sent += 1
+            if sent % 500 == 0:
+                time.sleep(0.005)  # so that messages go past the files now and then
+
+    with log:
+        connected(log)
+        writer = threading.Thread(target=write)
+        writer.start()
+        for _ in range(8):
+            time.sleep(0.15)
+            client = log._client()
+            client.trigger_fatal_error(47, "for the test")
+            wait_until(lambda client=client: client.closed, "the producer is replaced")  # type: ignore[misc]
+        ended.set()
+        writer.join()
+        log.flush(60)
+        assert (log.pending_count, log.spilled_count) == (0, 0)
+        assert log.produced_count == log.received_count == sent + 1
+    # What was under way at a producer that gave up may have arrived, and comes once more.
+    first = list(dict.fromkeys(values(embedded_kafka, topic)))
+    assert first == [b"connected", *numbered(sent)]
 
 
 def test_a_callback_that_raises_is_logged_and_nothing_else(

@@ -880,7 +880,7 @@ def test_what_is_inserted_comes_where_its_place_was_reserved(opened: Callable[..
     fill(store, 1, 2)
     place = store.reserve()
     fill(store, 5, 6)
-    assert store.insert(place, records(3, 4)) == 2
+    assert len(store.insert(place, records(3, 4))) == 2
     assert (store.pending_count, store.untaken_count) == (6, 4)
     store.close()
     assert taken_numbers(opened()) == [1, 2, 3, 4, 5, 6]
@@ -890,7 +890,7 @@ def test_what_is_inserted_is_for_the_next_store_and_survives_a_crash(opened: Cal
     store = opened(fsync="always")
     place = store.reserve()
     taken = fill(store, 3)
-    assert store.insert(place, records(1, 2)) == 2
+    assert len(store.insert(place, records(1, 2))) == 2
     assert taken_numbers(store) == [3]
     store.settle(taken[0])
     assert store.pending_count == 2
@@ -902,7 +902,7 @@ def test_places_may_stay_empty(opened: Callable[..., SpillStore], folder: Path) 
     store = opened()
     places = [store.reserve() for _ in range(3)]
     assert places == sorted(set(places))
-    assert store.insert(places[1], []) == 0
+    assert store.insert(places[1], []) == []
     assert segments(folder) == []
     store.close()
     assert list(folder.iterdir()) == []
@@ -914,9 +914,9 @@ def test_of_what_does_not_fit_the_first_are_taken(opened: Callable[..., SpillSto
     fill(store, 100)
     before = store.pending_bytes
     large = [SpillRecord("t", b"x" * 20_000, None, None, number) for number in range(5)]
-    assert store.insert(place, large) == 3
+    assert len(store.insert(place, large)) == 3
     assert before < store.pending_bytes <= SMALL
-    assert store.insert(store.reserve(), large[3:]) == 0
+    assert store.insert(store.reserve(), large[3:]) == []
     store.close()
     assert [record.timestamp_ms for _, record in take_all(opened())] == [0, 1, 2, 100]
 
@@ -937,7 +937,7 @@ def test_a_failing_disk_takes_nothing_of_it(
             store.insert(place, records(1))
     assert store.pending_count == 1
     assert len(segments(folder)) == 1
-    assert store.insert(place, records(1)) == 1
+    assert len(store.insert(place, records(1))) == 1
     store.close()
     assert taken_numbers(opened()) == [1, 2]
     with pytest.raises(ClosedError):

@@ -308,6 +308,8 @@ cdef class NativeLogger:
                 client = self.client
                 if own:
                     deliveries = self.deliveries
+                elif deliveries.producer is not None and deliveries.producer is not client:
+                    raise errors.ClosedError("the producer of these messages was replaced")
                 target = client.topics.get(topic)
                 if target is None:
                     target = client.topic(check_topic(topic))

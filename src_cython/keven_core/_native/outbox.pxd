@@ -79,9 +79,13 @@ cdef extern from *:
         uint32_t size;
         int16_t err;
         uint8_t status;
+        uint8_t in_scope;         /* whether it was logged in a handler */
         rd_kafka_topic_t *rkt;
         keven_account *account;
-        keven_account *scope; /* the handler's in which it was logged, or NULL */
+        union {
+            keven_account *scope; /* the handler's */
+            uint64_t number;      /* otherwise: the how manieth of its account */
+        };
         PyObject *owner;      /* keeps `data` alive */
         PyObject *key;        /* bytes, or NULL */
         keven_extra *extra;   /* NULL: neither headers nor timestamp, partition or waiter */
@@ -495,9 +499,11 @@ cdef extern from *:
         uint32_t size
         int16_t err
         uint8_t status
+        bint in_scope
         rd_kafka_topic_t *rkt
         Account *account
         Account *scope
+        uint64_t number
         PyObject *owner
         PyObject *key
         Extra *extra

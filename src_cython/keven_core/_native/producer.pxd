@@ -8,6 +8,9 @@ from keven_core._native.outbox cimport Account, Extra, Loop, Sender, Slot
 from rdkafka cimport *
 
 
+cdef class Producer(Client)
+
+
 cdef class DeliveryAccount:
     cdef Account *account
     cdef int64_t taken
@@ -18,6 +21,8 @@ cdef class DeliveryAccount:
     cdef bint told_of_all
     cdef bint announce
     cdef bint raises
+    cdef bint numbered
+    cdef Producer producer
     cdef list reports
 
     cdef void _told(self, Slot *slot) noexcept

@@ -457,9 +457,13 @@ cdef class DeliveryAccount:
         announce: whether the producer's on_failure is told of failed messages.
         raises: whether whoever logs a message waits for it and gets its failure as an exception; it is no failure of
             the handler's scope then.
+        numbered: whether `failures` and what on_delivery is told are (number, Delivery) pairs: the how manieth of this
+            account the message was, from 1; 0: it was logged in a handler.
+        producer: counts this one's messages alone: a logger that has got another refuses them with ClosedError.
 
-    `failures` keeps the first failed messages, as errors.Delivery. Counts move when a thread collects what has come
-    back: Producer.wait(), Producer.serve(), a call that produces.
+    `failures` keeps the first failed messages, as errors.Delivery, in the order in which they came back, which need not
+    be that of the calls. Counts move when a thread collects what has come back: Producer.wait(), Producer.serve(), a
+    call that produces.
     """
 
     def __cinit__(self):
@@ -469,8 +473,11 @@ cdef class DeliveryAccount:
         self.account.owner = <void *>self
 
     def __init__(self, Py_ssize_t keep_failures=10, *, Py_ssize_t max_messages=0, Py_ssize_t max_bytes=0,
-                 on_delivery=None, bint only_failures=False, bint announce=False, bint raises=False):
+                 on_delivery=None, bint only_failures=False, bint announce=False, bint raises=False,
+                 bint numbered=False, Producer producer=None):
         self.keep_failures = keep_failures
+        self.producer = producer
+        self.numbered = numbered
         self.announce = announce
         self.raises = raises
         self.account.max_messages = max_messages or (1 << 62)
@@ -493,6 +500,8 @@ cdef class DeliveryAccount:
         cdef object story
         try:
             story = _delivery_of(slot)
+            if self.numbered:
+                story = (0 if slot.in_scope else slot.number, story)
             if slot.err != 0 and len(self.failures) < self.keep_failures:
                 self.failures.append(story)
             if self.on_delivery is not None:
@@ -732,7 +741,11 @@ cdef class Producer(Client):
         slot.status = 0
         slot.rkt = rkt
         slot.account = account
-        slot.scope = scope
+        slot.in_scope = scope != NULL
+        if scope != NULL:
+            slot.scope = scope
+        else:
+            slot.number = account.produced + 1
         slot.extra = extra
         slot.key = NULL
         if key is not None:
@@ -875,7 +888,7 @@ cdef class Producer(Client):
     cdef void _take_back(self, Slot *slot) noexcept:
         global untold
         cdef Account *account = slot.account
-        cdef Account *scope = slot.scope
+        cdef Account *scope = slot.scope if slot.in_scope else NULL
         cdef Extra *extra = slot.extra
         cdef PyObject *owner = slot.owner
         cdef PyObject *key = slot.key
@@ -1015,6 +1028,11 @@ cdef class Producer(Client):
     def fatal(self):
         """Whether librdkafka can't go on: the producer has to be replaced by a new one."""
         return not self.closed and self.sender.ended != 0
+
+    @property
+    def ended(self):
+        """Whether it takes no more messages: it is closed, or librdkafka can't go on."""
+        return self.sender.ended != 0
 
     @property
     def queued(self):
