@@ -98,7 +98,10 @@ def run_latency(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_soak(spec: dict[str, Any]) -> dict[str, Any]:
-    """Send `count` messages, each a new object, and note the memory after each hundredth of them."""
+    """Send `count` messages, each a new object, and note the memory after each hundredth of them, when all have arrived.
+
+    How many are under way changes from moment to moment, and 100 000 of them take 50 MB.
+    """
     from keven_core._native.library import live_objects
     from keven_core.kafka._producers import close_producers
 
@@ -112,8 +115,8 @@ def run_soak(spec: dict[str, Any]) -> dict[str, Any]:
             for index in range(number * step, (number + 1) * step):
                 at = index % places * _STRIDE
                 log(blob[at : at + _SIZE])
+            logger.flush()
             memory.append(rss_mb())
-        logger.flush()
         counts = _counts(logger)
     close_producers(spec["address"])
     return {**counts, "memory": memory, "peak_rss_mb": peak_rss_mb(), "live_objects": live_objects()}
