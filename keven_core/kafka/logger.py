@@ -324,7 +324,7 @@ class KafkaLogger(_Logger):
             for other in list(self._deadlines):
                 if other.is_closed():
                     self._deadlines.pop(other, None)
-            deadlines = self._deadlines[loop] = _Deadlines(loop, lambda: self._made[os.getpid()][0])
+            deadlines = self._deadlines[loop] = _Deadlines(loop, lambda: self._made[os.getpid()])
         deadlines.add(deadline, future, self.timeout)
         await future
 
@@ -360,30 +360,36 @@ class KafkaLogger(_Logger):
 class _Deadlines:
     """What the messages of one event loop wait for, beside their answers: time-outs, refused credentials.
 
-    One timer for all of them. In the loop's thread. `shared` gives the producer.
+    One timer for all of them. In the loop's thread. `made` gives the producer and the account of the logger.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, shared: Callable[[], SharedProducer]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, made: Callable[[], tuple[SharedProducer, DeliveryAccount]]
+    ) -> None:
         self._loop = loop
-        self._shared = shared
+        self._made = made
+        self._delivered = 0
         self._waiting: deque[tuple[float, asyncio.Future[None], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, deadline: float, future: asyncio.Future[None], timeout: float) -> None:
-        self._waiting.append((deadline, future, timeout))
+        waiting = self._waiting
+        # What was answered is let go of at once: it is small, but the collector would look at it again and again.
+        while waiting and waiting[0][1].done():
+            waiting.popleft()
+        waiting.append((deadline, future, timeout))
         if self._timer is None:
             self._timer = self._loop.call_at(min(deadline, self._loop.time() + _SLICE_S), self._look)
 
     def _look(self) -> None:
         self._timer = None
-        now, waiting, shared = self._loop.time(), self._waiting, self._shared()
-        answered = False
+        now, waiting, (shared, account) = self._loop.time(), self._waiting, self._made()
+        answered = account.delivered > self._delivered
+        self._delivered = account.delivered
         while waiting and (waiting[0][1].done() or waiting[0][0] <= now):
             _, future, timeout = waiting.popleft()
             if not future.done():
                 future.set_exception(_timed_out("the message", timeout))
-            elif not future.cancelled() and future.exception() is None:
-                answered = True
         if shared.refused is not None:
             stuck = 0
             for deadline, future, timeout in waiting:

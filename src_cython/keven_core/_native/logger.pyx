@@ -338,8 +338,9 @@ cdef class NativeLogger:
             raise
         if gate is not None:
             set_waiter(extra, future, gate)
-        client.append(deliveries.account, NULL if handler is None else handler.account.account, target.rkt, owner, text,
-                      size, key, extra)
+        if client.append(deliveries.account, NULL if handler is None else handler.account.account, target.rkt, owner,
+                         text, size, key, extra):
+            gate.hurry()
         if deliveries.account.produced % COLLECT_EVERY == 0:
             client.collect(COLLECTED)
         return future

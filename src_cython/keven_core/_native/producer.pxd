@@ -41,8 +41,10 @@ cdef class LoopGate:
     cdef Loop *native
     cdef int read_fd
     cdef int write_fd
+    cdef bint hurries            # the sender is to be told of messages at the end of this turn
 
     cdef void _shut(self) noexcept
+    cdef int hurry(self) except -1
 
 
 cdef class Producer(Client):

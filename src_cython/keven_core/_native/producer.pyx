@@ -121,6 +121,12 @@ cdef bint _take_reports(Sender *sender, int timeout_ms) noexcept nogil:
     return moved
 
 
+cdef inline bint _is_plain(Slot *slot) noexcept nogil:
+    """Whether librdkafka's plain calls take all of a message: it has neither headers nor timestamp nor partition."""
+    cdef Extra *extra = slot.extra
+    return extra == NULL or (extra.headers == NULL and extra.timestamp_ms <= 0 and extra.partition < 0)
+
+
 cdef int _hand_over(Sender *sender, Slot *slot) noexcept nogil:
     """Give one message to librdkafka; its error code."""
     cdef rd_kafka_vu_t vus[7]
@@ -131,7 +137,7 @@ cdef int _hand_over(Sender *sender, Slot *slot) noexcept nogil:
     cdef int code
     cdef size_t key_size
     cdef const char *key = key_of(slot, &key_size)
-    if extra == NULL:
+    if _is_plain(slot):
         if api.produce(slot.rkt, RD_KAFKA_PARTITION_UA, 0, <void *>slot.data, slot.size, key, key_size, slot) == 0:
             return 0
         return api.last_error()
@@ -254,6 +260,7 @@ cdef bint _send_some(Sender *sender) noexcept nogil:
     cdef Slot *slot
     cdef int count = 0
     cdef bint all_sent = True
+    cdef bint plain
     if ready == 0:
         return False
     if ready > RUN:
@@ -262,10 +269,11 @@ cdef bint _send_some(Sender *sender) noexcept nogil:
     while left:
         left -= 1
         slot = <Slot *>queue_pop(&sender.outbox)
-        if count and (slot.extra != NULL or slot.rkt != (<Slot *>run[0]._private).rkt):
+        plain = _is_plain(slot)
+        if count and (not plain or slot.rkt != (<Slot *>run[0]._private).rkt):
             all_sent = _send_run(sender, run, count) and all_sent
             count = 0
-        if slot.extra != NULL:
+        if not plain:
             all_sent = _send_one(sender, slot) and all_sent
             continue
         run[count].err = 0
@@ -604,6 +612,27 @@ cdef class LoopGate:
             self.producer.collect(ALL)
         self._settle()
 
+    cdef int hurry(self) except -1:
+        """Have the sender told of what was appended, at the end of this turn of the loop. In the loop's thread.
+
+        Waking it for each message costs both more than handing the message over.
+        """
+        if not self.hurries:
+            self.hurries = True
+            self.loop.call_soon(self._tell_sender)
+        return 0
+
+    def _tell_sender(self):
+        cdef Sender *sender = self.producer.sender
+        self.hurries = False
+        if self.native == NULL:
+            return  # the producer is closed
+        fence()
+        if sender.asleep:
+            sender.asleep = 0
+            wake_sender(sender)
+            api.queue_yield(sender.queue)
+
     def _settle(self):
         cdef list done
         done, self.done = self.done, []
@@ -726,9 +755,13 @@ cdef class Producer(Client):
 
     cdef int append(self, Account *account, Account *scope, rd_kafka_topic_t *rkt, object owner, const char *data,
                     Py_ssize_t size, object key, Extra *extra) except -1:
-        """Queue one message. Takes references to `owner` and `key` (bytes or None), and `extra` over, also on error."""
+        """Queue one message. Takes references to `owner` and `key` (bytes or None), and `extra` over, also on error.
+
+        Returns 1 when the sender has yet to be told of it, by LoopGate.hurry().
+        """
         cdef Sender *sender = self.sender
         cdef Slot *slot = take_slot(sender)
+        cdef bint awaited = extra != NULL and extra.waiter != NULL
         cdef bint direct = False
         if slot == NULL:
             free_extra(extra)
@@ -752,7 +785,8 @@ cdef class Producer(Client):
             Py_INCREF(key)
             slot.key = <PyObject *>key
             size += PyBytes_GET_SIZE(key)
-        if sender.eager and sender.handed == queue_pushed(&sender.outbox):
+        # Of messages that an event loop awaits only the first one: those of a turn of the loop go together.
+        if sender.eager and sender.handed == queue_pushed(&sender.outbox) and not (awaited and sender.awaited):
             # Nothing is before it. What librdkafka refuses goes to the sender, which knows what to do with it.
             direct = _hand_over(sender, slot) == 0
         if not direct and queue_push(&sender.outbox, slot) != 0:
@@ -773,12 +807,14 @@ cdef class Producer(Client):
                 sender.asleep = 0
                 api.queue_yield(sender.queue)
             return 0
-        if extra != NULL and extra.waiter != NULL:
+        if awaited:
             sender.awaited = sender.awaited + 1
         if not direct:
             queue_publish(&sender.outbox)
+            if awaited:
+                return 1
             fence()
-        if sender.asleep and (not direct or (extra != NULL and extra.waiter != NULL)):
+        if sender.asleep and (awaited or not direct):
             sender.asleep = 0
             wake_sender(sender)
             if not direct:
