@@ -34,6 +34,7 @@ cdef extern from *:
 
     #define KEVEN_CHUNK 255
     #define KEVEN_SLAB 256
+    #define KEVEN_AHEAD 8
 
     typedef struct keven_chunk {
         struct keven_chunk *next;
@@ -75,7 +76,7 @@ cdef extern from *:
     } keven_extra;
 
     typedef struct keven_slot {
-        const char *data;     /* of a free slot: the next one */
+        const char *data;
         uint32_t size;
         int16_t err;
         uint8_t status;
@@ -92,9 +93,10 @@ cdef extern from *:
     } keven_slot;
 
     typedef struct keven_slab {
+        keven_slot slots[KEVEN_SLAB];  /* first, so that each is in one line of the cache */
         struct keven_slab *next;
-        keven_slot slots[KEVEN_SLAB];
     } keven_slab;
+    _Static_assert(sizeof(void *) != 8 || sizeof(keven_slot) == 64, "a slot is one line of the cache");
 
     /* An event loop that is woken when messages have come back, through the pipe that it watches. */
     typedef struct keven_loop {
@@ -116,7 +118,9 @@ cdef extern from *:
 
     typedef struct {
         /* the application, under the GIL */
-        keven_slot *free_slots;
+        keven_slot **free_slots;  /* a stack, so that those that are taken next are known without looking at them */
+        size_t free_count;
+        size_t slot_count;        /* also what the stack has room for */
         keven_slab *slabs;
         int64_t max_message_bytes;
         int64_t held;             /* slots that have not come back */
@@ -242,6 +246,7 @@ cdef extern from *:
             free(sender->slabs);
             sender->slabs = next;
         }
+        free(sender->free_slots);
         while (sender->stickies != NULL) {
             keven_sticky *next = sender->stickies->next;
             free(sender->stickies);
@@ -264,26 +269,33 @@ cdef extern from *:
         free(sender);
     }
 
+    /* Whether there are more free slots than before; 0: no memory. */
+    static inline int keven_add_slab(keven_sender *sender) {
+        size_t count = sender->slot_count + KEVEN_SLAB;
+        keven_slot **stack = (keven_slot **)realloc(sender->free_slots, count * sizeof(keven_slot *));
+        keven_slab *slab;
+        if (stack == NULL) return 0;
+        sender->free_slots = stack;
+        if (posix_memalign((void **)&slab, 64, sizeof(keven_slab))) return 0;
+        slab->next = sender->slabs;
+        sender->slabs = slab;
+        sender->slot_count = count;
+        for (size_t i = KEVEN_SLAB; i > 0; i--) sender->free_slots[sender->free_count++] = &slab->slots[i - 1];
+        return 1;
+    }
+
     /* A free slot, or NULL when there is no memory. Under the GIL. */
     static inline keven_slot *keven_take_slot(keven_sender *sender) {
-        keven_slot *slot = sender->free_slots;
-        if (slot == NULL) {
-            keven_slab *slab;
-            if (posix_memalign((void **)&slab, 64, sizeof(keven_slab))) return NULL;
-            slab->next = sender->slabs;
-            sender->slabs = slab;
-            for (size_t i = 0; i < KEVEN_SLAB; i++) {
-                slab->slots[i].data = (const char *)slot;
-                slot = &slab->slots[i];
-            }
-        }
-        sender->free_slots = (keven_slot *)slot->data;
-        return slot;
+        if (sender->free_count == 0 && !keven_add_slab(sender)) return NULL;
+        sender->free_count--;
+        /* It was last in the cache when it came back, or when the sender had it. */
+        if (sender->free_count >= KEVEN_AHEAD)
+            __builtin_prefetch(sender->free_slots[sender->free_count - KEVEN_AHEAD], 1, 3);
+        return sender->free_slots[sender->free_count];
     }
 
     static inline void keven_free_slot(keven_sender *sender, keven_slot *slot) {
-        slot->data = (const char *)sender->free_slots;
-        sender->free_slots = slot;
+        sender->free_slots[sender->free_count++] = slot;
     }
 
     static inline keven_sticky *keven_new_sticky(keven_sender *sender) {
