@@ -910,12 +910,12 @@ cdef class Producer(Client):
             ready = queue_ready(&sender.returned)
             if ready == 0:
                 return
-            if ready > 8:
+            if ready > 16:
                 # Slots, and what they own, were last in the cache when they were sent.
-                ahead = <Slot *>queue_peek(&sender.returned, 8)
+                ahead = <Slot *>queue_peek(&sender.returned, 16)
                 if ahead != NULL:
                     keven_prefetch(ahead)
-                ahead = <Slot *>queue_peek(&sender.returned, 4)
+                ahead = <Slot *>queue_peek(&sender.returned, 8)
                 if ahead != NULL:
                     keven_prefetch(ahead.owner)
             self._take_back(<Slot *>queue_pop(&sender.returned))
