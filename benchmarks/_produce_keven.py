@@ -98,7 +98,7 @@ def run_latency(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_soak(spec: dict[str, Any]) -> dict[str, Any]:
-    """Send `count` messages, each a new object, and note the memory after each hundredth of them, when all have arrived.
+    """Send `count` messages, each a new object, and note the memory after each hundredth, when all have arrived.
 
     How many are under way changes from moment to moment, and 100 000 of them take 50 MB.
     """
