@@ -196,6 +196,24 @@ def test_messages_of_one_task_keep_their_order(
 
 
 @RUNS
+def test_messages_go_out_although_the_loop_is_busy(
+    embedded_kafka: Any, topic: str, make: Callable[..., KafkaLogger], run: Any
+) -> None:
+    log = make()
+
+    async def main() -> None:
+        await log.alog(b"connected")
+        tasks = [asyncio.ensure_future(log.alog(message)) for message in numbered(20)]
+        asyncio.get_running_loop().call_soon(arrived)  # after the tasks, before the end of that turn
+        await asyncio.gather(*tasks)
+
+    def arrived() -> None:
+        wait_until(lambda: len(values(embedded_kafka, topic)) == 21, "all arrive while nothing else runs in the loop")
+
+    run(main())
+
+
+@RUNS
 def test_the_loop_goes_on_while_a_message_is_awaited(
     embedded_kafka: Any, make: Callable[..., KafkaLogger], run: Any
 ) -> None:
