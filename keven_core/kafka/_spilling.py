@@ -19,7 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from keven_core.kafka.config import Settings
 from keven_core.kafka.errors import ClosedError, Delivery, KafkaError, KevenError, QueueFullError
@@ -350,7 +350,7 @@ class Spilling:
         while self._under_way and self._under_way[0][0].pending == 0:
             account, sent = self._under_way.popleft()
             _, numbered = account.take_failures()
-            failed: dict[int, Delivery] = dict(numbered)
+            failed = dict(cast(list[tuple[int, Delivery]], numbered))  # the account is a numbered one
             for number, (sequence, record) in enumerate(sent, 1):
                 story = failed.get(number)
                 if story is not None and is_passing(story):
