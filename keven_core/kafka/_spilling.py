@@ -184,12 +184,17 @@ class Spilling:
 
         Returns the others. On a thread of the producer.
         """
+        unsent: list[tuple[int, Delivery]] = []
+        told: list[Delivery] = []
         with self._lock:
-            unsent = [] if self.closed else [entry for entry in numbered if is_passing(entry[1])]
+            for number, delivery in numbered:
+                if is_passing(delivery) and not self.closed:
+                    unsent.append((number, delivery))
+                else:
+                    told.append(delivery)
             self._unsent += unsent
             if unsent and not self._ended:
                 self.hold()
-            told = [delivery for _, delivery in numbered if self.closed or not is_passing(delivery)]
             failed = [delivery for delivery in told if delivery.error is not None]
             self._reported += len(unsent) + len(failed)
         if failed:

@@ -480,8 +480,10 @@ class KafkaBatchLogger(_Logger):
 
     def _open(self) -> tuple[Any, DeliveryAccount]:
         spilling = self._spilling.get(os.getpid())
-        if spilling is not None and self._made[os.getpid()][0].client.ended:
-            spilling.hold()
+        if spilling is not None:
+            before = self._made[os.getpid()][0].client
+            if before.fatal or before.closed:
+                spilling.hold()
         client, account = super()._open()
         if self._on_delivery is not None:
             client.watch()

@@ -91,7 +91,7 @@ class SpillRecord(NamedTuple):
 class Place(NamedTuple):
     """A place between records, see SpillStore.reserve()."""
 
-    number: int  # in the name of the segment that would be there
+    name: str  # of the segment that would be there
     base: int  # of that segment
 
 
@@ -289,7 +289,6 @@ class SpillStore:
         as if take() had given them. Raises SpillError, and has taken nothing then.
         """
         self._check_process()
-        name = f"{place.number:020d}.spill"
         data = bytearray(_HEAD + _sealed(_START, _UNKNOWN))
         out: dict[int, int] = {}
         try:
@@ -303,18 +302,18 @@ class SpillStore:
                     data += framed
                 if not out:
                     return []
-                fd = os.open(name, _OPEN | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._own)
+                fd = os.open(place.name, _OPEN | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._own)
                 try:
                     self._write(fd, data, 0)
                     if self._fsync != "never":
                         os.fsync(fd)
                         os.fsync(self._own)
                 except OSError:
-                    os.unlink(name, dir_fd=self._own)
+                    os.unlink(place.name, dir_fd=self._own)
                     raise
                 finally:
                     os.close(fd)
-                segment = self._add(name, -1, len(data), place.base)
+                segment = self._add(place.name, -1, len(data), place.base)
                 segment.out, segment.read_at = out, segment.size
                 segment.count = segment.index = len(out)
                 self._segments = dict(sorted(self._segments.items()))
@@ -354,8 +353,7 @@ class SpillStore:
 
     def _begin(self) -> _Segment:
         place = self._next_place()
-        name = f"{place.number:020d}.spill"
-        fd = os.open(name, _OPEN | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._own)
+        fd = os.open(place.name, _OPEN | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=self._own)
         try:
             self._write(fd, _HEAD + _sealed(_START, _UNKNOWN), 0)
             if self._fsync != "never":
@@ -363,16 +361,19 @@ class SpillStore:
                     os.fsync(folder)
         except OSError:
             os.close(fd)
-            os.unlink(name, dir_fd=self._own)
+            os.unlink(place.name, dir_fd=self._own)
             raise
-        self._active = self._add(name, fd, _START, place.base)
+        self._active = self._add(place.name, fd, _START, place.base)
         self._unread.append(self._active)
         return self._active
 
     def _next_place(self) -> Place:
         self._number = max(time.time_ns(), self._number + 1)
+        return Place(f"{self._number:020d}.spill", self._next_base())
+
+    def _next_base(self) -> int:
         self._born += 1
-        return Place(self._number, self._born << _OFFSET_BITS)
+        return self._born << _OFFSET_BITS
 
     def _add(self, name: str, fd: int, size: int, base: int) -> _Segment:
         segment = self._segments[base >> _OFFSET_BITS] = _Segment(name, fd, size, base)
@@ -656,8 +657,7 @@ class SpillStore:
 
     def _load(self, name: str) -> None:
         fd = os.open(name, _OPEN, dir_fd=self._own)
-        self._born += 1
-        segment = self._add(name, fd, os.fstat(fd).st_size, self._born << _OFFSET_BITS)
+        segment = self._add(name, fd, os.fstat(fd).st_size, self._next_base())
         self._unread.append(segment)
         head = bytes(segment.window(0, _START, self._own))
         if len(head) < _START or not head.startswith(_HEAD):

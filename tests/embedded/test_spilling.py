@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +74,14 @@ def make(embedded_kafka: Any, topic: str, folder: Path) -> Iterator[Callable[...
 def connected(log: KafkaBatchLogger) -> None:
     log.log(b"connected")
     log.flush()
+
+
+def broken(log: KafkaBatchLogger) -> Any:
+    """The producer of a logger, which gives up now: its producer id is said to be fenced."""
+    client = log._client()
+    assert client is not None
+    client.trigger_fatal_error(47, "for the test")
+    return client
 
 
 def files(folder: Path) -> list[Path]:
@@ -540,9 +549,7 @@ def test_a_fatal_error_costs_no_message_and_no_order(embedded_kafka: Any, topic:
         embedded_kafka.broker_down()
         for message in numbered(10):
             log.log(message, headers=[("n", message)], timestamp_ms=1_700_000_000_000)
-        client = log._client()
-        assert client is not None
-        client.trigger_fatal_error(47, "for the test")
+        client = broken(log)
         wait_until(lambda: client.fatal or client.closed, "the error is noticed")
         log.log(b"10")
         # What came back is in the files; the last one is too, or has gone past them to the next producer.
@@ -568,7 +575,7 @@ def test_a_producer_that_gives_up_is_noticed_without_another_message(
         embedded_kafka.broker_down()
         for message in numbered(10):
             log.log(message)
-        log._client().trigger_fatal_error(47, "for the test")
+        broken(log)
         embedded_kafka.broker_up()
         assert log.flush(30) == 11
     assert values(embedded_kafka, topic) == [b"connected", *numbered(10)]
@@ -581,7 +588,7 @@ def test_close_after_a_fatal_error_leaves_all_in_order(embedded_kafka: Any, topi
     embedded_kafka.broker_down()
     for message in numbered(10):
         log.log(message)
-    log._client().trigger_fatal_error(47, "for the test")
+    broken(log)
     log.log(b"10")
     log.close()
     assert (log.pending_count, log.spilled_count) == (0, 11)
@@ -614,10 +621,8 @@ def test_order_holds_through_fatal_errors_under_load(
         writer = threading.Thread(target=write)
         writer.start()
         for _ in range(8):
-            time.sleep(0.15)
-            client = log._client()
-            client.trigger_fatal_error(47, "for the test")
-            wait_until(lambda client=client: client.closed, "the producer is replaced")  # type: ignore[misc]
+            time.sleep(0.15)  # for messages to be under way
+            wait_until(partial(getattr, broken(log), "closed"), "the producer is replaced")
         ended.set()
         writer.join()
         log.flush(60)

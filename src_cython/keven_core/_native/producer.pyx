@@ -318,6 +318,14 @@ cdef void _send_eagerly(Sender *sender) noexcept nogil:
     sender.asleep = 0
 
 
+cdef void _rouse(Sender *sender, bint to_send) noexcept nogil:
+    """Wake the sender of an eager producer; `to_send`: also when it waits for delivery reports."""
+    sender.asleep = 0
+    wake_sender(sender)
+    if to_send:
+        api.queue_yield(sender.queue)
+
+
 cdef void *_send(void *argument) noexcept nogil:
     """The sender thread: ends when `stop` is set; what was not handed over by then goes back as purged."""
     cdef Sender *sender = <Sender *>argument
@@ -629,9 +637,7 @@ cdef class LoopGate:
             return  # the producer is closed
         fence()
         if sender.asleep:
-            sender.asleep = 0
-            wake_sender(sender)
-            api.queue_yield(sender.queue)
+            _rouse(sender, True)
 
     def _settle(self):
         cdef list done
@@ -815,10 +821,7 @@ cdef class Producer(Client):
                 return 1
             fence()
         if sender.asleep and (awaited or not direct):
-            sender.asleep = 0
-            wake_sender(sender)
-            if not direct:
-                api.queue_yield(sender.queue)
+            _rouse(sender, not direct)
         return 0
 
     cdef bint has_room(self, Account *account, Py_ssize_t size) noexcept:
@@ -1064,11 +1067,6 @@ cdef class Producer(Client):
     def fatal(self):
         """Whether librdkafka can't go on: the producer has to be replaced by a new one."""
         return not self.closed and self.sender.ended != 0
-
-    @property
-    def ended(self):
-        """Whether it takes no more messages: it is closed, or librdkafka can't go on."""
-        return self.sender.ended != 0
 
     @property
     def queued(self):
