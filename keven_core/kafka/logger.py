@@ -368,7 +368,7 @@ class _Deadlines:
     ) -> None:
         self._loop = loop
         self._made = made
-        self._delivered = 0
+        self._delivered = made()[1].delivered
         self._waiting: deque[tuple[float, asyncio.Future[None], float]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
