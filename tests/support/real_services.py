@@ -239,7 +239,9 @@ def send(address: str, topic: str, values: Iterable[bytes | None], *, partition:
         if error is not None:
             failed.append(error)
 
-    producer = Producer({"bootstrap.servers": address, "log_level": 2, "enable.idempotence": True, **settings})
+    # Without this linger, messages without keys spread over the partitions; with it all may go to the same one.
+    spread = {"enable.idempotence": True, "sticky.partitioning.linger.ms": 0}
+    producer = Producer({"bootstrap.servers": address, "log_level": 2, **spread, **settings})
     for value in values:
         producer.produce(topic, value, partition=partition, on_delivery=delivered, **options)
     assert producer.flush(DEADLINE_S) == 0
@@ -256,6 +258,9 @@ class Load:
 
     Each goes to partition `number % partitions`, so that the order in a partition is known; with `keys` it has one of
     so many. The producer is idempotent and patient, so every message arrives, once, also over an outage.
+
+    A broker that has a message already, and knows no longer where, acknowledges it without an offset
+    (DUPLICATE_SEQUENCE_NUMBER, after an outage); stop() looks such messages up in the topic.
     """
 
     def __init__(
@@ -264,7 +269,9 @@ class Load:
         self.topic = topic
         self.sent = 0
         self.acknowledged: dict[tuple[int, int], int] = {}  # (partition, offset) -> number
+        self.address = address
         self.failed: list[str] = []
+        self._unplaced: set[int] = set()  # acknowledged without an offset
         self._partitions = partitions
         self._rate = rate
         self._count = count
@@ -300,7 +307,7 @@ class Load:
     @property
     def acknowledged_count(self) -> int:
         """Messages that Kafka has confirmed so far."""
-        return len(self.acknowledged)
+        return len(self.acknowledged) + len(self._unplaced)
 
     def stop(self) -> None:
         """Send no more, and wait until everything sent is acknowledged."""
@@ -308,6 +315,12 @@ class Load:
         self._thread.join(DEADLINE_S)
         assert not self._thread.is_alive(), "the load was not acknowledged in time"
         assert self.failed == []
+        if self._unplaced:
+            numbers = {load_value(number): number for number in self._unplaced}
+            for message in read_topic(self.address, self.topic):
+                if (number := numbers.get(message.value())) is not None:
+                    self.acknowledged[message.partition(), message.offset()] = number
+            self._unplaced.clear()
         assert len(self.acknowledged) == self.sent
 
     def finish(self) -> None:
@@ -332,6 +345,8 @@ class Load:
         def delivered(error: KafkaError | None, message: Message) -> None:
             if error is not None:
                 self.failed.append(str(error))
+            elif message.offset() is None:
+                self._unplaced.add(number)
             else:
                 self.acknowledged[message.partition(), message.offset()] = number
 
