@@ -7,6 +7,7 @@ handled; it proves error handling, not durability.
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -51,6 +52,7 @@ class EmbeddedKafka:
     def __init__(self, brokers: int = 1) -> None:
         self.brokers = brokers
         self._cluster: MockCluster | None = None
+        self._held: dict[int, socket.socket] = {}
 
     def start(self) -> EmbeddedKafka:
         """Start the brokers; takes milliseconds."""
@@ -71,6 +73,8 @@ class EmbeddedKafka:
                 producers.close_producers(self.bootstrap_servers)
             self._cluster.close()
             self._cluster = None
+            while self._held:
+                self._held.popitem()[1].close()
 
     def __enter__(self) -> EmbeddedKafka:
         """Start the brokers."""
@@ -138,9 +142,17 @@ class EmbeddedKafka:
     def broker_down(self, broker: int = 1) -> None:
         """Take a broker down: connections are closed and refused."""
         self._command(self._running.set_down, broker, True)
+        if broker not in self._held:
+            # Otherwise the port is free, and the next cluster of this machine may get it, with this one's clients.
+            host, _, port = self.bootstrap_servers.split(",")[broker - 1].rpartition(":")
+            held = self._held[broker] = socket.socket()
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            held.bind((host, int(port)))
 
     def broker_up(self, broker: int = 1) -> None:
         """Bring a broker back."""
+        if broker in self._held:
+            self._held.pop(broker).close()
         self._command(self._running.set_down, broker, False)
 
     def set_leader(self, topic: str, partition: int, broker: int) -> None:

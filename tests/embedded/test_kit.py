@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 import sys
 import time
 from importlib import metadata
@@ -142,6 +143,24 @@ def test_a_broker_that_is_down_takes_nothing_until_it_is_up(embedded_kafka: Any)
         log.log(b"meanwhile")
     embedded_kafka.broker_up()
     wait_until(lambda: values(embedded_kafka, "t") == [b"before", b"meanwhile"], "what was queued arrives")
+
+
+def test_a_broker_that_is_down_keeps_its_port() -> None:
+    """Or the next cluster of the machine gets it, and this one's clients, with their offsets."""
+    with EmbeddedKafka(brokers=2) as kafka:
+        host, port = kafka.bootstrap_servers.split(",")[1].split(":")
+        kafka.broker_down(2)
+        kafka.broker_down(2)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((host, int(port)))
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind((host, int(port)))
+        kafka.broker_up(2)
+        socket.create_connection((host, int(port))).close()
+        kafka.broker_down(2)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind((host, int(port)))
 
 
 def test_leaders_and_coordinators_can_be_moved() -> None:
