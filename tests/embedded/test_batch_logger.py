@@ -23,7 +23,7 @@ from sanitized import no_new_threads_in_a_forked_child
 
 from keven_core._native.library import live_objects
 from keven_core._native.logger import NativeLogger
-from keven_core.kafka import _producers
+from keven_core.kafka import _producers, errors
 from keven_core.kafka.errors import (
     ClosedError,
     ConfigurationError,
@@ -647,6 +647,26 @@ def test_on_delivery_is_told_of_many_at_once(
     assert [entry.value for entry in found] == numbered(1000)
     assert {(entry.topic, entry.key, entry.error, entry.outcome) for entry in found} == {("t", b"k", None, "delivered")}
     assert [entry.timestamp_ms for entry in found] == list(range(1, 1001))
+
+
+def test_on_delivery_is_told_in_order_although_one_report_takes_longer(
+    topic: str, make: Callable[..., KafkaBatchLogger], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever makes an object may let another thread run, which then takes the messages that come after it."""
+
+    def slowly(*arguments: Any) -> Delivery:
+        if arguments[1] == b"5":
+            time.sleep(0.3)
+        return Delivery(*arguments)
+
+    monkeypatch.setattr(errors, "Delivery", slowly)
+    told: list[bytes | None] = []
+    log = make(on_delivery=lambda deliveries: told.extend(entry.value for entry in deliveries))
+    for number in range(1000):
+        log.log(b"%d" % number, key=b"k")
+    assert log.flush() == 1000
+    wait_until(lambda: len(told) == 1000, "all are told of")
+    assert told == numbered(1000)
 
 
 @pytest.mark.logs_errors

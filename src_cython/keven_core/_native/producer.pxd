@@ -23,10 +23,12 @@ cdef class DeliveryAccount:
     cdef bint raises
     cdef bint numbered
     cdef Producer producer
-    cdef list reports
+    cdef list reports  # what on_delivery is to be told: (place, Delivery)
+    cdef uint64_t places  # reports that were begun
+    cdef int telling  # those that are not finished
 
     cdef void _told(self, Slot *slot) noexcept
-    cdef tuple _take_reports(self)
+    cdef list _take_reports(self)
 
 
 cdef class Topic:

@@ -512,8 +512,15 @@ cdef class DeliveryAccount:
             free(account)  # otherwise with its last message
 
     cdef void _told(self, Slot *slot) noexcept:
-        """A message has come back that failed, or that on_delivery is to be told of."""
+        """A message has come back that failed, or that on_delivery is to be told of.
+
+        Whatever makes Python objects may run Python code, by a garbage collection for one, and let another thread take
+        the next message meanwhile: reports carry the order in which they began.
+        """
         cdef object story
+        cdef uint64_t place = self.places
+        self.places += 1
+        self.telling += 1
         try:
             story = _delivery_of(slot)
             if self.numbered:
@@ -521,13 +528,19 @@ cdef class DeliveryAccount:
             if slot.err != 0 and len(self.failures) < self.keep_failures:
                 self.failures.append(story)
             if self.on_delivery is not None:
-                self.reports.append(story)
+                self.reports.append((place, story))
         except Exception as error:  # no memory, most likely: it is still counted
             warnings.warn(f"a message that came back could not be kept: {error}", RuntimeWarning, stacklevel=1)
+        finally:
+            self.telling -= 1
 
-    cdef tuple _take_reports(self):
+    cdef list _take_reports(self):
+        """What on_delivery is to be told, in order. Nothing while a thread makes a report: it asks for this again."""
+        if self.telling:
+            return []
         reports, self.reports = self.reports, []
-        return self.on_delivery, reports
+        reports.sort()
+        return [story for _, story in reports]
 
     @property
     def produced(self):
@@ -937,8 +950,6 @@ cdef class Producer(Client):
         account.held_bytes -= slot.size
         if key != NULL:
             account.held_bytes -= PyBytes_GET_SIZE(<object>key)
-        if slot.err != 0 and not raised and scope != NULL and scope.owner != NULL:
-            (<DeliveryAccount>scope.owner)._told(slot)
         if account.owner != NULL and (slot.err != 0 or (<DeliveryAccount>account.owner).told_of_all):
             counted = <DeliveryAccount>account.owner
             counted._told(slot)
@@ -948,6 +959,8 @@ cdef class Producer(Client):
                 if self.announced == 0:
                     self.first_failure = _delivery_of(slot)
                 self.announced += 1
+        if slot.err != 0 and not raised and scope != NULL and scope.owner != NULL:
+            (<DeliveryAccount>scope.owner)._told(slot)
         if extra != NULL and extra.waiter != NULL:
             self.sender.awaited = self.sender.awaited - 1
             try:
@@ -1050,9 +1063,9 @@ cdef class Producer(Client):
                 self.on_failure(count, story)
         while self.reporting:
             account = self.reporting.pop(0)
-            on_delivery, reports = account._take_reports()
+            reports = account._take_reports()
             if reports:
-                on_delivery(reports)
+                account.on_delivery(reports)
 
     def call_attendant(self):
         """Have attend() return soon. From any thread."""
