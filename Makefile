@@ -6,7 +6,7 @@ PY := $(VENV)/bin/python
 NODES ?= 1
 SOURCES := $(wildcard src_cython/*.pxd src_cython/keven_core/_native/*.pyx src_cython/keven_core/_native/*.pxd)
 
-.PHONY: help demo test bench soak lint debug asan kafka kafka-stop clean doctor
+.PHONY: help demo test bench soak lint debug asan tsan kafka kafka-stop clean doctor
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ debug: $(VENV)/.test  ## -O0 build with bounds checks, then unit, embedded and m
 
 asan: $(VENV)/.test  ## AddressSanitizer and UBSan build, then unit, embedded and memory tests on it
 	tools/asan $(VENV)/bin
+
+tsan: $(VENV)/.test  ## ThreadSanitizer build, then embedded and memory tests on it (Linux)
+	tools/tsan $(VENV)/bin
 
 kafka: $(VENV)/.test  ## start a real Kafka on this machine (NODES=3 for three)
 	$(PY) -m keven_core.testing.real_kafka start --nodes $(NODES)

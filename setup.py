@@ -5,7 +5,8 @@ The project's data stands in pyproject.toml. Switches, all read from the environ
 KEVEN_DEBUG=1      -O0 -g and Cython's bounds and None checks
 KEVEN_ANNOTATE=1   an HTML report of each compiled module beside its source (yellow: talks to Python)
 KEVEN_COVERAGE=1   line tracing, for coverage of the .pyx files
-KEVEN_SANITIZE=1   AddressSanitizer and UndefinedBehaviorSanitizer (see `make asan`)
+KEVEN_SANITIZE=    address: AddressSanitizer and UndefinedBehaviorSanitizer (`make asan`); thread: ThreadSanitizer
+                   (`make tsan`)
 """
 
 import os
@@ -24,17 +25,21 @@ def switched_on(name: str) -> bool:
     return value == "1"
 
 
+SANITIZERS = {
+    "": [],
+    # Cython calls functions through casted pointers by design: -fsanitize=function would only report those.
+    "address": ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread", "-fno-omit-frame-pointer"],
+}
+
 debug = switched_on("KEVEN_DEBUG")
-sanitize = switched_on("KEVEN_SANITIZE")
+sanitizer = os.environ.get("KEVEN_SANITIZE", "")
+if sanitizer not in SANITIZERS:
+    raise SystemExit(f"KEVEN_SANITIZE={sanitizer!r} is not known: set it to address or thread, or leave it out")
 coverage = switched_on("KEVEN_COVERAGE")
 
-compile_args = ["-O0", "-g", "-UNDEBUG"] if debug or sanitize else ["-O3", "-g1"]
-link_args = []
-if sanitize:
-    # Cython calls functions through casted pointers by design: -fsanitize=function would only report those.
-    flags = ["-fsanitize=address,undefined", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
-    compile_args += flags
-    link_args += flags
+compile_args = ["-O0", "-g", "-UNDEBUG"] if debug or sanitizer else ["-O3", "-g1"]
+compile_args += SANITIZERS[sanitizer]
 macros = [("CYTHON_TRACE", "1"), ("CYTHON_TRACE_NOGIL", "1")] if coverage else []
 
 extensions = [
@@ -42,7 +47,7 @@ extensions = [
         ".".join(source.relative_to(SOURCES).with_suffix("").parts),
         [str(source)],
         extra_compile_args=compile_args,
-        extra_link_args=link_args,
+        extra_link_args=SANITIZERS[sanitizer],
         define_macros=macros,
     )
     for source in sorted(SOURCES.glob("keven_core/_native/*.pyx"))
