@@ -16,6 +16,7 @@ import pytest
 import structlog
 from builds import child_environment
 from embedded_support import event, live, quick, read, reading_server, run, send, topics, values, wait_until
+from sanitized import no_new_threads_in_a_forked_child
 
 from keven_core.kafka.abstracts.event_handler import event_handler
 from keven_core.kafka.events.event import Event
@@ -152,6 +153,7 @@ def test_events_of_structlog_arrive(embedded_kafka: Any) -> None:
     }
 
 
+@no_new_threads_in_a_forked_child
 def test_at_the_end_of_a_process_and_of_its_forked_child_everything_has_arrived(embedded_kafka: Any) -> None:
     script = """
 import logging, os
