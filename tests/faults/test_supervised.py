@@ -71,6 +71,9 @@ class Line:
     at: float
 
 
+KINDS = ("begin", "done")
+
+
 def lines(service: Service, kind: str) -> list[Line]:
     """What the workers have begun or done, in order."""
     found = re.findall(rf"^{kind} (\d+) (\d+) (\d+) (\d+) ([\d.]+)$", service.out, re.MULTILINE)
@@ -235,12 +238,24 @@ def test_a_worker_killed_with_records_in_flight_is_replaced(kafka: Any, services
         service.wait_for(lambda: len({line.pid for line in lines(service, "done")}) == 2, "both workers work")
         service.wait_for(lambda: {line.partition for line in lines(service, "done")} == {0, 1, 2, 3}, "on all of them")
         victim = lines(service, "done")[-1].pid
+
+        def in_flight() -> set[int]:
+            begun, ended = ({line.number for line in lines(service, kind) if line.pid == victim} for kind in KINDS)
+            return begun - ended
+
+        def stands_still_with_some() -> bool:
+            os.kill(victim, signal.SIGSTOP)
+            if len(in_flight()) > 1:
+                return True
+            os.kill(victim, signal.SIGCONT)
+            return False
+
+        service.wait_for(stands_still_with_some, "it has records in flight")
         acknowledged = load.acknowledged_count
         os.kill(victim, signal.SIGKILL)
         service.wait_for(lambda: is_gone(victim), "it is dead")
         before = committed(kafka.bootstrap_servers, topic)
-        begun, ended = ([line for line in lines(service, kind) if line.pid == victim] for kind in ("begin", "done"))
-        fell = {line.number for line in begun} - {line.number for line in ended}
+        fell = in_flight()
         assert len(fell) > 1
         service.wait_for_err("has ended: it was killed by SIGKILL; in hand: ")
         service.wait_for(lambda: len({line.pid for line in lines(service, "done")}) == 3, "the next one works")
@@ -254,7 +269,8 @@ def test_a_worker_killed_with_records_in_flight_is_replaced(kafka: Any, services
     assert set(places) == set(load.acknowledged)
     again = [place for place, count in places.items() if count > 1]
     assert max(places.values()) <= 2
-    assert set(again) <= {(line.partition, line.offset) for line in ended}
+    ended = {(line.partition, line.offset) for line in lines(service, "done") if line.pid == victim}
+    assert set(again) <= ended
     assert all(offset >= before.get(partition, 0) for partition, offset in again), (again, before)
 
 
