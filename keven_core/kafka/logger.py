@@ -420,7 +420,7 @@ class KafkaBatchLogger(_Logger):
             message, or call this function as on_full(value, topic) instead of queueing it. What is dropped is counted
             in `dropped_count`. Handlers of a server always wait.
         on_delivery: called now and then, in a thread of the producer, with a list of Delivery of messages whose fate is
-            known. It must not wait for this logger.
+            known, in the order in which it became known. It must not wait for this logger.
         spill_dir: a folder for messages that Kafka is away too long for: when the queue is full, they go to files
             there (KEVEN_SPILL_BYTES at most) and are sent in order when Kafka is back, also after a restart. It may be
             shared by loggers and processes. Messages do not time out then.
