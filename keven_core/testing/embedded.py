@@ -52,7 +52,7 @@ class EmbeddedKafka:
     def __init__(self, brokers: int = 1) -> None:
         self.brokers = brokers
         self._cluster: MockCluster | None = None
-        self._held: dict[int, socket.socket] = {}
+        self._held: dict[int, socket.socket] = {}  # by broker that is down: what keeps its port
 
     def start(self) -> EmbeddedKafka:
         """Start the brokers; takes milliseconds."""

@@ -86,6 +86,7 @@ class Feeder:
     """A producer that writes to chosen partitions; a context manager. `together`: so many messages go in one batch."""
 
     def __init__(self, kafka: EmbeddedKafka, together: int = 0) -> None:
+        # A full batch goes at once; the linger is for a rest that is too large for it.
         linger_ms = 200 if together else 0
         options = quick(kafka).producer_options(kafka.bootstrap_servers, "feeder", linger_ms=linger_ms)
         if together:

@@ -656,7 +656,7 @@ def test_on_delivery_is_told_in_order_although_one_report_takes_longer(
 
     def slowly(*arguments: Any) -> Delivery:
         if arguments[1] == b"5":
-            time.sleep(0.3)
+            time.sleep(0.3)  # without the GIL: the other thread takes all that is left
         return Delivery(*arguments)
 
     monkeypatch.setattr(errors, "Delivery", slowly)

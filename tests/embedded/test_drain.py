@@ -157,7 +157,7 @@ def test_what_was_not_begun_in_time_is_left(embedded_kafka: Any, mode: str) -> N
     def work(message: bytes) -> None:
         got.append(message)
         entered.set()
-        time.sleep(0.05)
+        time.sleep(0.05)  # 100 of them take longer than there is to drain
 
     async def work_async(message: bytes) -> None:
         got.append(message)

@@ -61,8 +61,7 @@ def finish(load: Load, *workers: Worker, repeats: int) -> None:
     wait_until_all_handled(load, *workers)
     # A member that has been gone for longer than its session may hear so only now; if it ends before it is back, its
     # last commit is refused, and it says so by its exit code.
-    ends = load.ends()
-    workers[0].wait_for(lambda: committed(load.address, load.topic, load.topic) == ends, "all is committed")
+    wait_until(lambda: committed(load.address, load.topic, load.topic) == load.ends(), "all is committed")
     for worker in workers:
         worker.stop()
     assert_delivered(load.acknowledged, *workers, repeats=repeats)

@@ -71,9 +71,6 @@ class Line:
     at: float
 
 
-KINDS = ("begin", "done")
-
-
 def lines(service: Service, kind: str) -> list[Line]:
     """What the workers have begun or done, in order."""
     found = re.findall(rf"^{kind} (\d+) (\d+) (\d+) (\d+) ([\d.]+)$", service.out, re.MULTILINE)
@@ -239,9 +236,11 @@ def test_a_worker_killed_with_records_in_flight_is_replaced(kafka: Any, services
         service.wait_for(lambda: {line.partition for line in lines(service, "done")} == {0, 1, 2, 3}, "on all of them")
         victim = lines(service, "done")[-1].pid
 
+        def of_victim(kind: str) -> list[Line]:
+            return [line for line in lines(service, kind) if line.pid == victim]
+
         def in_flight() -> set[int]:
-            begun, ended = ({line.number for line in lines(service, kind) if line.pid == victim} for kind in KINDS)
-            return begun - ended
+            return {line.number for line in of_victim("begin")} - {line.number for line in of_victim("done")}
 
         def stands_still_with_some() -> bool:
             os.kill(victim, signal.SIGSTOP)
@@ -269,8 +268,7 @@ def test_a_worker_killed_with_records_in_flight_is_replaced(kafka: Any, services
     assert set(places) == set(load.acknowledged)
     again = [place for place, count in places.items() if count > 1]
     assert max(places.values()) <= 2
-    ended = {(line.partition, line.offset) for line in lines(service, "done") if line.pid == victim}
-    assert set(again) <= ended
+    assert set(again) <= {(line.partition, line.offset) for line in of_victim("done")}
     assert all(offset >= before.get(partition, 0) for partition, offset in again), (again, before)
 
 

@@ -950,6 +950,7 @@ cdef class Producer(Client):
         account.held_bytes -= slot.size
         if key != NULL:
             account.held_bytes -= PyBytes_GET_SIZE(<object>key)
+        # This comes before everything that may run Python code: it takes the message's place in the order of reports.
         if account.owner != NULL and (slot.err != 0 or (<DeliveryAccount>account.owner).told_of_all):
             counted = <DeliveryAccount>account.owner
             counted._told(slot)
