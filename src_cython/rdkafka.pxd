@@ -7,6 +7,10 @@
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t
 from libc.stdio cimport FILE
 
+cdef extern from "netdb.h":
+    struct addrinfo:
+        pass
+
 
 cdef extern from *:
     """
@@ -21,6 +25,7 @@ cdef extern from *:
     typedef struct rd_kafka_op_s rd_kafka_event_t;
     typedef struct rd_kafka_headers_s rd_kafka_headers_t;
     typedef struct rd_kafka_error_s rd_kafka_error_t;
+    typedef struct rd_kafka_UserScramCredentialAlteration_s rd_kafka_UserScramCredentialAlteration_t;
     typedef struct rd_kafka_mock_cluster_s rd_kafka_mock_cluster_t;
     typedef struct rd_kafka_mock_request_s rd_kafka_mock_request_t;
 
@@ -115,6 +120,7 @@ cdef extern from *:
     ctypedef struct rd_kafka_event_t
     ctypedef struct rd_kafka_headers_t
     ctypedef struct rd_kafka_error_t
+    ctypedef struct rd_kafka_UserScramCredentialAlteration_t
     ctypedef struct rd_kafka_mock_cluster_t
     ctypedef struct rd_kafka_mock_request_t
 
@@ -259,6 +265,9 @@ cdef enum:
     # rd_kafka_purge flags
     RD_KAFKA_PURGE_F_QUEUE = 0x1
     RD_KAFKA_PURGE_F_INFLIGHT = 0x2
+    RD_KAFKA_PURGE_F_NON_BLOCKING = 0x4
+    # rd_kafka_ScramMechanism_t
+    RD_KAFKA_SCRAM_MECHANISM_SHA_256 = 1
     # rd_kafka_destroy_flags
     RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE = 0x8
     # logical offsets and partitions
@@ -273,8 +282,12 @@ ctypedef void (*rebalance_cb_t)(rd_kafka_t *rk, int err, rd_kafka_topic_partitio
                                 void *opaque) noexcept nogil
 ctypedef void (*offset_commit_cb_t)(rd_kafka_t *rk, int err, rd_kafka_topic_partition_list_t *parts,
                                     void *opaque) noexcept nogil
+ctypedef int (*resolve_cb_t)(const char *node, const char *service, const addrinfo *hints, addrinfo **res,
+                             void *opaque) noexcept nogil
 ctypedef int (*on_new_t)(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *opaque, char *errstr,
                          size_t errstr_size) noexcept nogil
+ctypedef int (*on_thread_start_t)(rd_kafka_t *rk, int thread_type, const char *thread_name,
+                                  void *opaque) noexcept nogil
 ctypedef int (*on_response_received_t)(rd_kafka_t *rk, int sockfd, const char *broker_name, int32_t broker_id,
                                        int16_t api_key, int16_t api_version, int32_t correlation_id, size_t size,
                                        int64_t rtt, int err, void *opaque) noexcept nogil

@@ -5,6 +5,7 @@ nothing in common but the broker.
 """
 
 import logging
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ import confluent_kafka
 import msgspec
 import pytest
 import uvloop
+from builds import run_python
 
 from keven_core._native.producer import DeliveryAccount, Producer
 from keven_core.kafka.abstracts.consumer_server import KafkaConsumerServer
@@ -360,3 +362,19 @@ def topics(kafka: EmbeddedKafka, *names: str, partitions: int = 1) -> None:
     """Create topics, and the dead-letter topic of the tests' servers."""
     for name in (*names, DEAD):
         kafka.create_topic(name, partitions)
+
+
+LOGGING_PROCESS = """
+import os, sys, time
+from keven_core.kafka.config import Settings
+from keven_core.kafka.errors import *
+from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
+address = sys.argv[1]
+def settings(**changes):
+    return Settings(kafka_address=address, create_topics=False, idempotence=False, **changes)
+"""
+
+
+def logging_process(embedded_kafka: Any, code: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    """Run code that logs in a process of its own; it finds the loggers' classes and settings()."""
+    return run_python("-c", LOGGING_PROCESS + code, embedded_kafka.bootstrap_servers, **options)

@@ -1,4 +1,4 @@
-"""KafkaBatchLogger: what log() takes, one order for all messages, bounds, outcomes, processes that end or fork."""
+"""KafkaBatchLogger: what log() takes, one order for all messages, bounds, outcomes, processes that end."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,6 @@ import gc
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,9 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from builds import run_python
-from embedded_support import logged, numbered, quick, read, topics, values, wait_until
-from sanitized import no_new_threads_in_a_forked_child
+from embedded_support import logged, logging_process, numbered, quick, read, topics, values, wait_until
 
 from keven_core._native.library import live_objects
 from keven_core._native.logger import NativeLogger
@@ -900,24 +897,9 @@ def test_producers_that_are_closed_while_everybody_logs(
 
 # --- processes -------------------------------------------------------------------------------------------------------
 
-CHILD = """
-import sys
-import os, time
-from keven_core.kafka.config import Settings
-from keven_core.kafka.errors import *
-from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
-address = sys.argv[1]
-def settings(**changes):
-    return Settings(kafka_address=address, create_topics=False, idempotence=False, **changes)
-"""
-
-
-def child(embedded_kafka: Any, code: str, **options: Any) -> "subprocess.CompletedProcess[str]":
-    return run_python("-c", CHILD + code, embedded_kafka.bootstrap_servers, **options)
-
 
 def test_what_is_pending_is_sent_when_the_process_ends(embedded_kafka: Any, topic: str) -> None:
-    done = child(
+    done = logging_process(
         embedded_kafka,
         """
 log = KafkaBatchLogger(topic="t", settings=settings(linger_ms=2000))
@@ -933,7 +915,7 @@ sys.exit(7)
 def test_what_could_not_be_sent_is_named_when_the_process_ends(embedded_kafka: Any, topic: str) -> None:
     embedded_kafka.broker_down()
     started = time.monotonic()
-    done = child(
+    done = logging_process(
         embedded_kafka,
         """
 import logging
@@ -953,7 +935,7 @@ for number in range(10):
 @pytest.mark.parametrize("asked", [False, True])
 def test_what_was_refused_and_never_asked_for_is_named_too(embedded_kafka: Any, topic: str, asked: bool) -> None:
     embedded_kafka.push_errors("Produce", [MSG_SIZE_TOO_LARGE] * 3)
-    done = child(
+    done = logging_process(
         embedded_kafka,
         f"""
 import asyncio, contextlib, logging
@@ -976,79 +958,3 @@ if {asked}:
     )
     said = "" if asked else "keven_core: 1 message(s) were not delivered, and no flush() asked for them\n"
     assert (done.returncode, done.stderr) == (0, said)
-
-
-@no_new_threads_in_a_forked_child
-def test_a_forked_child_has_a_producer_of_its_own(embedded_kafka: Any, topic: str) -> None:
-    done = child(
-        embedded_kafka,
-        """
-import asyncio
-log, single = KafkaBatchLogger(topic="t", settings=settings()), KafkaLogger(topic="t", settings=settings())
-log.log(b"parent 1")
-single.log(b"parent 2")
-asyncio.run(single.alog(b"parent 3"))
-log.flush()
-log.log(b"parent 4")
-pid = os.fork()
-if pid == 0:
-    assert (log.produced_count, log.pending_count) == (0, 0)
-    log.log(b"child 1")
-    single.log(b"child 2")
-    asyncio.run(single.alog(b"child 3"))
-    assert single.log_many([b"child 4"]) == 1
-    assert log.flush() == 1, log.received_count
-    sys.exit(5)
-_, status = os.waitpid(pid, 0)
-assert os.waitstatus_to_exitcode(status) == 5, status
-log.log(b"parent 5")
-assert log.flush() == 3
-print("done")
-""",
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
-    found = values(embedded_kafka, topic)
-    wanted = [b"%s %d" % (who, n) for who, count in ((b"parent", 5), (b"child", 4)) for n in range(1, count + 1)]
-    assert sorted(value or b"" for value in found) == sorted(wanted)
-
-
-@no_new_threads_in_a_forked_child
-def test_a_fork_while_threads_log(embedded_kafka: Any, topic: str) -> None:
-    done = child(
-        embedded_kafka,
-        """
-import threading
-log = KafkaBatchLogger(topic="t", settings=settings())
-# A fork in the middle of an import leaves the module locked in the child, by Python's own lock.
-log.log(b"connected")
-log.flush()
-stop = threading.Event()
-counts = []
-def work(name):
-    count = 0
-    while not stop.is_set():
-        log.log(b"%d/%d" % (name, count))
-        count += 1
-        if count % 20 == 0:
-            time.sleep(0.002)
-    counts.append(count)
-threads = [threading.Thread(target=work, args=(name,)) for name in range(3)]
-for thread in threads:
-    thread.start()
-for number in range(5):
-    pid = os.fork()
-    if pid == 0:
-        log.log(b"child %d" % number)
-        os._exit(0 if log.flush() == 1 else 1)
-    assert os.waitpid(pid, 0)[1] == 0
-stop.set()
-for thread in threads:
-    thread.join()
-assert log.flush() == sum(counts) + 1
-print(sum(counts))
-""",
-        timeout_s=30,
-    )
-    assert done.returncode == 0, done.stderr
-    found = values(embedded_kafka, topic)
-    assert len(found) == len(set(found)) == int(done.stdout) + 6

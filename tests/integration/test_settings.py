@@ -367,6 +367,20 @@ def test_idempotence(
     assert {batch.producer_id >= 0 for batch in batches_of(own_kafka, name)} == {idempotent}
 
 
+def leader_of(address: str, topic: str) -> int:
+    """The leader of partition 0, as soon as the broker that happens to be asked has heard of the topic."""
+    admin = admin_of(address)
+    leaders: list[int] = []
+
+    def known() -> bool:
+        partitions = admin.list_topics(topic, timeout=20).topics[topic].partitions.values()
+        leaders.extend(partition.leader for partition in partitions if partition.leader >= 0)
+        return bool(leaders)
+
+    wait_until(known, f"{topic} has a leader")
+    return leaders[0]
+
+
 def test_acks(caplog: pytest.LogCaptureFixture) -> None:
     """Of two brokers first the one that follows is paused, then the leader: who waits for them, and who does not."""
     skip_without_kafka(own_broker=True)
@@ -375,7 +389,7 @@ def test_acks(caplog: pytest.LogCaptureFixture) -> None:
     with RealKafka(2, heap="300m") as kafka:
         address = kafka.bootstrap_servers
         kafka.create_topic("acks", replication_factor=2)
-        leader = admin_of(address).list_topics("acks", timeout=20).topics["acks"].partitions[0].leader
+        leader = leader_of(address, "acks")
         loggers = {acks: batch_logger(address, "acks", KEVEN_ACKS=acks) for acks in ("all", "1", "0")}
         KafkaLogger(topic="acks", settings=Settings.from_env({"KAFKA": address, "KEVEN_ACKS": "1"})).log(b"single")
         # One for each value, however many loggers there are.

@@ -85,6 +85,8 @@ def test_every_symbol_is_declared_in_the_header() -> None:
     assert version is not None
     # Functions that are younger than the header that is installed here (Debian 12 has that of 2.0.2).
     younger = {
+        "UserScramCredentialUpsertion_new",
+        "UserScramCredentialAlteration_destroy",
         "message_leader_epoch",
         "topic_partition_set_leader_epoch",
         "mock_group_initial_rebalance_delay_ms",
@@ -140,6 +142,11 @@ def test_constants_are_those_of_the_header(tmp_path: Path) -> None:
     entries = re.findall(r"^\s+(RD_KAFKA_\w+) = (\S+)$", block[1], re.MULTILINE)
     constants = {name: int(value, 0) for name, value in entries}
     assert len(constants) > 50
+    assert HEADER is not None
+    text = (HEADER / "librdkafka/rdkafka.h").read_text()
+    for younger in ("RD_KAFKA_SCRAM_MECHANISM_SHA_256",):  # than the header
+        if younger not in text:
+            del constants[younger]
     lines = [f'printf("{name} %lld\\n", (long long){name});' for name in constants]
     head = "#include <stdio.h>\n#include <librdkafka/rdkafka.h>\nint main(void) {\n"
     output = _compile_and_run(head + "\n".join(lines) + "\nreturn 0;\n}\n", tmp_path)
@@ -177,7 +184,10 @@ def test_signatures_are_those_of_the_header(tmp_path: Path) -> None:
         f"typedef void (*rebalance_cb_t){callback};\ntypedef void (*offset_commit_cb_t){callback};\n"
         "typedef int32_t (*partitioner_t)"
         "(const rd_kafka_topic_t *, const void *, size_t, int32_t, void *, void *);\n"
+        "typedef int (*resolve_cb_t)"
+        "(const char *, const char *, const struct addrinfo *, struct addrinfo **, void *);\n"
         "typedef rd_kafka_interceptor_f_on_new_t *on_new_t;\n"
+        "typedef rd_kafka_interceptor_f_on_thread_start_t *on_thread_start_t;\n"
         "typedef rd_kafka_interceptor_f_on_response_received_t *on_response_received_t;\n"
         "typedef struct rd_kafka_err_desc rd_kafka_err_desc_t;\n"
         "int main(void) {\n" + "\n".join(lines) + "\nreturn 0;\n}\n"

@@ -8,6 +8,7 @@ cdef long fork_generation
 
 cdef object error_of(int code, str context, const char *detail, bint fatal)
 cdef object error_of_object(rd_kafka_error_t *error, str context)
+cdef void prepare_thread() noexcept nogil
 cdef rd_kafka_conf_t *new_conf(object options) except NULL
 cdef rd_kafka_topic_partition_list_t *partition_list(object partitions) except NULL
 cdef void free_partition_list(rd_kafka_topic_partition_list_t *parts) noexcept

@@ -10,6 +10,7 @@ deadlock otherwise; none of ours does). No librdkafka callback of this package r
 
 from cpython.exc cimport PyErr_CheckSignals
 
+from keven_core._native.forks cimport allow_forks, hold_forks, look_up, thread_is_new, watch_forks
 from keven_core._native.library cimport alive, api, load
 from rdkafka cimport *
 
@@ -82,6 +83,8 @@ def _after_fork_in_child():
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
+if watch_forks():
+    raise MemoryError("pthread_atfork")
 
 
 SECRET_WORDS = ("password", "secret", "token", "ssl.key.pem", "certificate.pem", "jaas", "keytab", "assertion")
@@ -108,6 +111,31 @@ cdef object error_of_object(rd_kafka_error_t *error, str context):
     return exception
 
 
+cdef void prepare_thread() noexcept nogil:
+    """Have OpenSSL know this thread before librdkafka asks it for a random number on it: see forks.pxd.
+
+    A random salt is what librdkafka's public functions offer to that end.
+    """
+    cdef rd_kafka_UserScramCredentialAlteration_t *salted
+    if not thread_is_new():
+        return
+    hold_forks()
+    salted = api.UserScramCredentialUpsertion_new(b"", RD_KAFKA_SCRAM_MECHANISM_SHA_256, 4096, b"", 0, NULL, 0)
+    if salted != NULL:
+        api.UserScramCredentialAlteration_destroy(salted)
+    allow_forks()
+
+
+cdef int _on_thread_start(rd_kafka_t *rk, int thread_type, const char *thread_name, void *opaque) noexcept nogil:
+    prepare_thread()
+    return 0
+
+
+cdef int _on_new(rd_kafka_t *rk, const rd_kafka_conf_t *conf, void *opaque, char *errstr,
+                 size_t errstr_size) noexcept nogil:
+    return api.interceptor_add_on_thread_start(rk, b"keven-threads", _on_thread_start, NULL)
+
+
 cdef rd_kafka_conf_t *new_conf(object options) except NULL:
     """A configuration from a mapping of str to str. The caller passes it to Handle.create, which takes it over."""
     cdef char errstr[512]
@@ -115,6 +143,8 @@ cdef rd_kafka_conf_t *new_conf(object options) except NULL:
     cdef bytes name, value
     load()
     conf = api.conf_new()
+    api.conf_set_resolve_cb(conf, look_up)
+    api.conf_interceptor_add_on_new(conf, b"keven-threads", _on_new, NULL)
     try:
         for key, text in options.items():
             name = key.encode()
@@ -166,6 +196,12 @@ cdef list tuples_of(rd_kafka_topic_partition_list_t *parts):
     ]
 
 
+cdef void _destroy(void *rk, int flags) noexcept nogil:
+    hold_forks()
+    api.destroy_flags(<rd_kafka_t *>rk, flags)
+    allow_forks()
+
+
 cdef class Handle:
     """Owns one rd_kafka_t. Destroys it when the last reference goes, unless abandoned or inherited by fork."""
 
@@ -179,7 +215,9 @@ cdef class Handle:
         cdef char errstr[512]
         cdef Handle handle = Handle.__new__(Handle)
         with nogil:
+            hold_forks()
             handle.rk = api.new(kind, conf, errstr, sizeof(errstr))
+            allow_forks()
         if handle.rk == NULL:
             # rdkafka.h, rd_kafka_new: the conf is freed by librdkafka only on success.
             api.conf_destroy(conf)
@@ -205,7 +243,7 @@ cdef class Handle:
         if self.abandoned:
             return False
         with nogil:
-            ended = keven_destroy(<void (*)(void *, int) noexcept nogil>api.destroy_flags, rk, timeout_ms)
+            ended = keven_destroy(_destroy, rk, timeout_ms)
         if ended:
             self._gone()
         return ended
@@ -220,7 +258,7 @@ cdef class Handle:
         # Reached with a client only when it was never closed or when a payload outlived it.
         if self.rk != NULL and self.generation == fork_generation and not self.abandoned:
             with nogil:
-                api.destroy_flags(self.rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE)
+                _destroy(self.rk, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE)
             self._gone()
         self.rk = NULL
 
@@ -265,6 +303,7 @@ cdef class Client:
             )
         if self.closed:
             raise errors.ClosedError(f"this {self.kind} is closed: make a new one")
+        prepare_thread()
         return self.handle.rk
 
     cdef void _drop_queues(self) noexcept:

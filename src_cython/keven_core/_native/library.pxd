@@ -18,10 +18,13 @@ cdef struct Api:
         rd_kafka_conf_t *conf, const char *name, const char *value, char *errstr, size_t size) noexcept nogil
     void (*conf_set_opaque)(rd_kafka_conf_t *conf, void *opaque) noexcept nogil
     void (*conf_set_events)(rd_kafka_conf_t *conf, int events) noexcept nogil
+    void (*conf_set_resolve_cb)(rd_kafka_conf_t *conf, resolve_cb_t cb) noexcept nogil
     void (*conf_set_rebalance_cb)(rd_kafka_conf_t *conf, rebalance_cb_t cb) noexcept nogil
     void (*conf_set_offset_commit_cb)(rd_kafka_conf_t *conf, offset_commit_cb_t cb) noexcept nogil
     int (*conf_interceptor_add_on_new)(
         rd_kafka_conf_t *conf, const char *ic_name, on_new_t on_new, void *opaque) noexcept nogil
+    int (*interceptor_add_on_thread_start)(
+        rd_kafka_t *rk, const char *ic_name, on_thread_start_t on_thread_start, void *opaque) noexcept nogil
     int (*interceptor_add_on_response_received)(
         rd_kafka_t *rk, const char *ic_name, on_response_received_t on_response, void *opaque) noexcept nogil
     rd_kafka_t *(*new)(int type, rd_kafka_conf_t *conf, char *errstr, size_t size) noexcept nogil
@@ -30,6 +33,10 @@ cdef struct Api:
     int (*set_log_queue)(rd_kafka_t *rk, rd_kafka_queue_t *rkqu) noexcept nogil
     int (*fatal_error)(rd_kafka_t *rk, char *errstr, size_t size) noexcept nogil
     int (*test_fatal_error)(rd_kafka_t *rk, int err, const char *reason) noexcept nogil
+    rd_kafka_UserScramCredentialAlteration_t *(*UserScramCredentialUpsertion_new)(
+        const char *username, int mechanism, int32_t iterations, const unsigned char *password, size_t password_size,
+        const unsigned char *salt, size_t salt_size) noexcept nogil
+    void (*UserScramCredentialAlteration_destroy)(rd_kafka_UserScramCredentialAlteration_t *alteration) noexcept nogil
     int (*brokers_add)(rd_kafka_t *rk, const char *brokerlist) noexcept nogil
     rd_kafka_queue_t *(*queue_new)(rd_kafka_t *rk) noexcept nogil
     rd_kafka_queue_t *(*queue_get_main)(rd_kafka_t *rk) noexcept nogil

@@ -17,8 +17,10 @@ cdef extern from "dlfcn.h" nogil:
 # The order of the fields of Api in library.pxd; tests/unit/test_abi.py compares the two.
 SYMBOLS = """
 version version_str get_err_descs err2str err2name conf_new conf_destroy conf_set conf_set_opaque conf_set_events
-conf_set_rebalance_cb conf_set_offset_commit_cb conf_interceptor_add_on_new interceptor_add_on_response_received new
-destroy_flags name set_log_queue fatal_error test_fatal_error brokers_add queue_new queue_get_main queue_get_consumer
+conf_set_resolve_cb conf_set_rebalance_cb conf_set_offset_commit_cb conf_interceptor_add_on_new
+interceptor_add_on_thread_start interceptor_add_on_response_received new destroy_flags name set_log_queue fatal_error
+test_fatal_error UserScramCredentialUpsertion_new UserScramCredentialAlteration_destroy brokers_add queue_new
+queue_get_main queue_get_consumer
 queue_destroy queue_io_event_enable queue_yield queue_poll event_type event_destroy event_message_array event_error
 event_error_string event_error_is_fatal event_log event_stats event_config_string event_topic_partition_list
 error_code error_string error_destroy topic_partition_list_new topic_partition_list_destroy topic_partition_list_copy

@@ -21,7 +21,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from keven_core._native.handle cimport Client, error_of, new_conf
+from keven_core._native.handle cimport Client, error_of, new_conf, prepare_thread
 from keven_core._native.library cimport alive, api
 from keven_core._native.outbox cimport *
 from rdkafka cimport *
@@ -60,7 +60,7 @@ cdef enum:
     # sticky.partitioning.linger.ms, which reads the clock for every message (a quarter of the sender's time).
     LULL_MS = 10
     # After so many times 20 ms a client that does not give its messages back is abandoned.
-    PURGE_ROUNDS = 500
+    PURGE_ROUNDS = 100
     # How long a waiting thread stays away from signals and from what others may have collected for it.
     SLICE_MS = 50
 
@@ -331,6 +331,7 @@ cdef void *_send(void *argument) noexcept nogil:
     cdef Sender *sender = <Sender *>argument
     cdef int idle = 0
     name_thread()
+    prepare_thread()
     while not sender.stop:
         if sender.eager:
             _send_eagerly(sender)
@@ -1170,10 +1171,13 @@ cdef class Producer(Client):
             join_thread(sender)
         self.collect(ALL)
         left = sender.held
-        # What was handed over comes back by its delivery reports, purged.
+        # What was handed over comes back by its delivery reports, purged. Not waited for inside librdkafka: that would
+        # last as long as a name lookup of one of its threads.
         while sender.held and rounds < PURGE_ROUNDS:
             with nogil:
-                api.purge(sender.rk, RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT)
+                api.purge(
+                    sender.rk,
+                    RD_KAFKA_PURGE_F_QUEUE | RD_KAFKA_PURGE_F_INFLIGHT | RD_KAFKA_PURGE_F_NON_BLOCKING)
                 _take_reports(sender, 20)
             self.collect(ALL)
             rounds += 1
