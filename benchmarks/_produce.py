@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import time
 from array import array
 from collections.abc import Awaitable, Callable
@@ -173,23 +174,30 @@ async def keep_in_flight(send: Callable[[bytes], Awaitable[object]], values: lis
     await asyncio.gather(*(work() for _ in range(tasks)))
 
 
-def paced(send: Callable[[bytes], object], spec: dict[str, Any]) -> dict[str, Any]:
-    """Call send() `rate` times a second, evenly, for `seconds`: how long the calls took, without the first second's."""
+def by_turns(sends: dict[str, Callable[[bytes], object]], spec: dict[str, Any]) -> dict[str, Any]:
+    """Call each of sends `rate` times a second, evenly and by turns, for `seconds`: how long the calls took.
+
+    By turns in one process: what disturbs one, a pause of the broker say, disturbs the others as well. The figures are
+    those of summary(), with the names before them.
+    """
     values = payloads(spec)
-    gap_ns = 1_000_000_000 // spec["rate"]
-    delays = array("q")
+    delays: dict[str, array[int]] = {name: array("q") for name in sends}
+    gap_ns = 1_000_000_000 // (spec["rate"] * len(sends))
+    turns = itertools.cycle(sends.items())
     due = now_ns() + gap_ns
-    for index in range(int(spec["rate"] * spec["seconds"])):
+    for index in range(int(spec["rate"] * spec["seconds"]) * len(sends)):
         left = due - now_ns()
         if left > 0:
             time.sleep(left / 1e9)
         data = values[index % len(values)]
+        name, send = next(turns)
         started = now_ns()
         send(data)
-        delays.append(now_ns() - started)
+        delays[name].append(now_ns() - started)
         # From now when late: a call that took long is not followed by a burst.
         due = max(due, started) + gap_ns
-    return {**summary(delays, spec), "sent": len(delays) + WARM_UP}
+    figures = {f"{name}_{metric}": value for name in sends for metric, value in summary(delays[name], spec).items()}
+    return {**figures, "sent": sum(map(len, delays.values())) + len(sends) * WARM_UP}
 
 
 class Growth:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from benchmarks._meter import peak_rss_mb, rss_mb
-from benchmarks._produce import WARM_UP, Window, keep_in_flight, paced, payloads, run_log, send_large, warm_up
+from benchmarks._produce import WARM_UP, Window, keep_in_flight, payloads, run_log, send_large, warm_up
 from keven_core.kafka.config import Settings
 from keven_core.kafka.logger import KafkaBatchLogger, KafkaLogger
 
@@ -27,7 +27,7 @@ def _batch_logger(spec: dict[str, Any]) -> KafkaBatchLogger:
     return logger
 
 
-def _logger(spec: dict[str, Any]) -> KafkaLogger:
+def acknowledged_logger(spec: dict[str, Any]) -> KafkaLogger:
     logger = KafkaLogger(topic=spec["topic"], timeout=_TIMEOUT_S, settings=_settings(spec))
     warm_up(logger.log, lambda: None)
     return logger
@@ -78,7 +78,7 @@ def run_alog(spec: dict[str, Any]) -> dict[str, Any]:
 
     values = payloads(spec)
     window = Window(spec)
-    logger = _logger(spec)
+    logger = acknowledged_logger(spec)
 
     async def main() -> None:
         await keep_in_flight(logger.alog, values[: len(values) // 20], spec["tasks"])
@@ -89,12 +89,6 @@ def run_alog(spec: dict[str, Any]) -> dict[str, Any]:
     uvloop.run(main())
     logger.close()
     return {**window.result(len(values)), "sent": WARM_UP + len(values) // 20 + len(values)}
-
-
-def run_latency(spec: dict[str, Any]) -> dict[str, Any]:
-    """How long a single log() takes."""
-    with _logger(spec) as logger:
-        return paced(logger.log, spec)
 
 
 def run_soak(spec: dict[str, Any]) -> dict[str, Any]:

@@ -16,14 +16,15 @@ from confluent_kafka import Producer
 from benchmarks._produce import (
     WARM_UP,
     Window,
+    by_turns,
     keep_in_flight,
-    paced,
     payloads,
     rdkafka_options,
     run_log,
     send_large,
     warm_up,
 )
+from benchmarks._produce_keven import acknowledged_logger
 
 _FULL_WAIT_S = 0.01
 _POLL_S = 0.05
@@ -118,15 +119,18 @@ def run_large(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_latency(spec: dict[str, Any]) -> dict[str, Any]:
-    """How long produce() and flush() take for a single message."""
+    """How long a single log() takes, and produce() with flush(): by turns."""
     producer = _producer(spec)
     topic = spec["topic"]
 
-    def log(data: bytes) -> None:
+    def send(data: bytes) -> None:
         producer.produce(topic, data)
         producer.flush()
 
-    return paced(log, spec)
+    with acknowledged_logger(spec) as logger:
+        result = by_turns({"keven": logger.log, "confluent": send}, spec)
+    shares = {f"{name}_share": result[f"keven_{name}_ms"] / result[f"confluent_{name}_ms"] for name in ("p50", "p99")}
+    return {**result, **shares}
 
 
 def run_aio(spec: dict[str, Any]) -> dict[str, Any]:

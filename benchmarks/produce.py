@@ -185,12 +185,12 @@ def targets(results: Rounds, soak: dict[str, Any] | None = None) -> list[Target]
         ),
         *(
             Target(
-                f"{metric[:3]}, log() / produce() + flush()",
+                f"{figure}, log() / produce() + flush()",
                 1.0,
-                ratio(results, "keven latency", "confluent latency", metric),
+                one("latency", f"{figure}_share"),
                 True,
             )
-            for metric in ("p50_ms", "p99_ms")
+            for figure in ("p50", "p99")
         ),
     ]
     if soak is not None:
