@@ -6,6 +6,8 @@ Its objects stay in this module: they never meet the compiled clients.
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +33,24 @@ def create_topics(
     `partitions` -1 takes the broker's default, as does the replication factor. Returns the topics that exist now;
     single brokers may learn of them later. Raises KafkaError.
     """
+    with _fork_gate:
+        _under_way.append(address)
+    try:
+        return _create_topics(settings, address, topics, partitions, config, timeout_s)
+    finally:
+        with _fork_gate:
+            _under_way.remove(address)
+            _fork_gate.notify_all()
+
+
+def _create_topics(
+    settings: Settings,
+    address: str,
+    topics: Iterable[str],
+    partitions: int,
+    config: Mapping[str, str] | None,
+    timeout_s: float,
+) -> list[str]:
     from confluent_kafka import KafkaException
     from confluent_kafka.admin import AdminClient
     from confluent_kafka.cimpl import NewTopic
@@ -56,3 +76,28 @@ def create_topics(
                 ) from None
         there.append(topic)
     return there
+
+
+# --- fork ------------------------------------------------------------------------------------------------------------
+
+# The AdminClient's threads take locks that would stay locked in a child (forks.pxd says which, and waits for those of
+# our own clients); besides, the import of a module that is under way at a fork never ends in the child.
+_FORK_WAITS_S = 1.0
+_fork_gate = threading.Condition()
+_under_way: list[str] = []
+
+
+def _before_fork() -> None:
+    _fork_gate.acquire()
+    _fork_gate.wait_for(lambda: not _under_way, _FORK_WAITS_S)
+
+
+def _after_fork_in_child() -> None:
+    global _fork_gate
+    _fork_gate = threading.Condition()
+    _under_way.clear()
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=lambda: _fork_gate.release(), after_in_child=_after_fork_in_child
+)
