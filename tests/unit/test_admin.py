@@ -1,4 +1,4 @@
-"""A fork waits until no topic is being created, by threads whose locks would stay locked in the child."""
+"""Creating topics: a fork waits for it, since locks of the threads that do it would stay locked in the child."""
 
 import os
 import threading
