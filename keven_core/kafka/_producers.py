@@ -38,6 +38,8 @@ _EXIT_FLUSH_S = 5.0
 _BUSY_MS = 50
 _IDLE_MS = 60_000
 _LOOK_UP_MS = 300
+# UNKNOWN_TOPIC_OR_PART
+_UNKNOWN_TOPIC = 3
 # Between two tries to look topics up while no broker answers.
 _LOOK_UP_AGAIN_S = 1.0
 # How long refused credentials are believed in; librdkafka tries again after 10 s at most.
@@ -115,8 +117,8 @@ class SharedProducer:
         """
         topics = set(self._new_topics)
         try:
-            found = self.client.metadata(_LOOK_UP_MS)
-            missing = [topic for topic in topics if found.get(topic, -3) < 0]
+            found = self.client.metadata(_LOOK_UP_MS, used_only=True)
+            missing = [topic for topic in topics if found.get(topic) == -_UNKNOWN_TOPIC]
             if missing and self.settings.create_topics:
                 from keven_core.kafka.admin import create_topics
 

@@ -565,6 +565,15 @@ def test_a_failure_is_told_with_all_that_was_given(
     assert (again.value, again.key, again.headers) == ("text ä".encode(), b"k", headers)
 
 
+def test_only_topics_in_use_are_looked_up(embedded_kafka: Any, make: Callable[..., KafkaBatchLogger]) -> None:
+    embedded_kafka.create_topic("of.others", 3)
+    log = make()
+    connected(log)
+    client = log._made[os.getpid()][0].client
+    assert client.metadata(10_000, used_only=True) == {"t": 1}
+    assert client.metadata(10_000).keys() == {"t", "of.others"}
+
+
 @pytest.mark.logs_errors
 def test_three_outcomes_are_told_apart(embedded_kafka: Any, topic: str, make: Callable[..., KafkaBatchLogger]) -> None:
     told: list[Delivery] = []

@@ -454,8 +454,11 @@ cdef class Client:
         with nogil:
             api.brokers_add(rk, data)
 
-    def metadata(self, int timeout_ms):
+    def metadata(self, int timeout_ms, *, bint used_only=False):
         """Partition counts by topic: {name: count}; a topic in error has a negative KafkaError code instead.
+
+        `used_only`: of the topics that this client has a handle of, instead of all of the cluster, which may be tens
+        of thousands. A broker that creates topics by itself creates those that are missing then.
 
         Blocks up to `timeout_ms` with the GIL released. From any thread. Raises KafkaError.
         """
@@ -466,7 +469,7 @@ cdef class Client:
         cdef Handle handle = self.handle
         handle.calls += 1
         with nogil:
-            code = api.metadata(rk, 1, NULL, &meta, timeout_ms)
+            code = api.metadata(rk, not used_only, NULL, &meta, timeout_ms)
         handle.calls -= 1
         if code != 0:
             raise error_of(code, "the cluster's topics can't be listed", NULL, False)
