@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import itertools
 import time
-from array import array
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks._meter import Meter, now_ns, peak_rss_mb, rss_mb, summary
+from benchmarks._meter import Meter, peak_rss_mb, rss_mb
 
 # Messages that connect a client, before the clocks start: it learns the topic, its partitions and its producer id.
 WARM_UP = 20
@@ -172,32 +170,6 @@ async def keep_in_flight(send: Callable[[bytes], Awaitable[object]], values: lis
             await send(data)
 
     await asyncio.gather(*(work() for _ in range(tasks)))
-
-
-def by_turns(sends: dict[str, Callable[[bytes], object]], spec: dict[str, Any]) -> dict[str, Any]:
-    """Call each of sends `rate` times a second, evenly and by turns, for `seconds`: how long the calls took.
-
-    By turns in one process: what disturbs one, a pause of the broker say, disturbs the others as well. The figures are
-    those of summary(), with the names before them.
-    """
-    values = payloads(spec)
-    delays: dict[str, array[int]] = {name: array("q") for name in sends}
-    gap_ns = 1_000_000_000 // (spec["rate"] * len(sends))
-    turns = itertools.cycle(sends.items())
-    due = now_ns() + gap_ns
-    for index in range(int(spec["rate"] * spec["seconds"]) * len(sends)):
-        left = due - now_ns()
-        if left > 0:
-            time.sleep(left / 1e9)
-        data = values[index % len(values)]
-        name, send = next(turns)
-        started = now_ns()
-        send(data)
-        delays[name].append(now_ns() - started)
-        # From now when late: a call that took long is not followed by a burst.
-        due = max(due, started) + gap_ns
-    figures = {f"{name}_{metric}": value for name in sends for metric, value in summary(delays[name], spec).items()}
-    return {**figures, "sent": sum(map(len, delays.values())) + len(sends) * WARM_UP}
 
 
 class Growth:

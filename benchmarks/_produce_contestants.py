@@ -14,6 +14,7 @@ from benchmarks._produce import in_words
 COMPRESSIONS = ("none", "lz4", "zstd")
 _KEVEN = "benchmarks._produce_keven"
 _RIVALS = "benchmarks._produce_rivals"
+_LATENCY = "benchmarks._produce_latency"
 _C_LOOP = "benchmarks._c_loop"
 
 # The same for all: nothing lost, nothing twice.
@@ -197,7 +198,7 @@ def _alog() -> list[Contestant]:
 def _latency() -> list[Contestant]:
     options = {"settings": _AT_ONCE, "rate": _RATE}
     words = "keven: KafkaLogger.log(); confluent: produce() and flush(); by turns in one process"
-    return [Contestant("latency", f"{_RIVALS}:run_latency", words, "latency", options)]
+    return [Contestant("latency", f"{_LATENCY}:run_latency", words, "latency", options)]
 
 
 def contestants() -> list[Contestant]:

@@ -16,7 +16,6 @@ from confluent_kafka import Producer
 from benchmarks._produce import (
     WARM_UP,
     Window,
-    by_turns,
     keep_in_flight,
     payloads,
     rdkafka_options,
@@ -24,7 +23,6 @@ from benchmarks._produce import (
     send_large,
     warm_up,
 )
-from benchmarks._produce_keven import acknowledged_logger
 
 _FULL_WAIT_S = 0.01
 _POLL_S = 0.05
@@ -52,7 +50,7 @@ def _sender(producer: Producer, topic: str, poll_every: int) -> Callable[[list[b
     return send
 
 
-def _producer(spec: dict[str, Any], **more: Any) -> Producer:
+def warm_producer(spec: dict[str, Any], **more: Any) -> Producer:
     producer = Producer({**rdkafka_options(spec), **more})
     warm_up(lambda data: producer.produce(spec["topic"], data), producer.flush)
     return producer
@@ -61,7 +59,7 @@ def _producer(spec: dict[str, Any], **more: Any) -> Producer:
 def run_cost(spec: dict[str, Any]) -> dict[str, Any]:
     """CPU of the thread that calls produce() and poll(0), in runs that fit the queue."""
     values = payloads(spec)
-    producer = _producer(spec)
+    producer = warm_producer(spec)
     send = _sender(producer, spec["topic"], spec["poll_every"])
     result = run_log(send, producer.flush, values, spec["run"])
     sent = len(values) + WARM_UP
@@ -79,7 +77,7 @@ def run_throughput(spec: dict[str, Any]) -> dict[str, Any]:
         delivered += error is None
 
     window = Window(spec)
-    producer = _producer(spec, **({"on_delivery": count} if spec.get("counted") else {}))
+    producer = warm_producer(spec, **({"on_delivery": count} if spec.get("counted") else {}))
     send = _sender(producer, spec["topic"], spec["poll_every"])
     window.start()
     send(values)
@@ -94,7 +92,7 @@ def run_batches(spec: dict[str, Any]) -> dict[str, Any]:
     sent = len(values) + WARM_UP
     size = spec["poll_every"]
     window = Window(spec)
-    producer = _producer(spec)
+    producer = warm_producer(spec)
     topic = spec["topic"]
     window.start()
     for at in range(0, len(values), size):
@@ -110,27 +108,12 @@ def run_batches(spec: dict[str, Any]) -> dict[str, Any]:
 
 def run_large(spec: dict[str, Any]) -> dict[str, Any]:
     """Memory that messages of 1 MB take."""
-    producer = _producer(spec)
+    producer = warm_producer(spec)
     send = _sender(producer, spec["topic"], 1)
     growth = send_large(lambda data: send([data]), producer.__len__, spec)
     left = producer.flush()
     sent = spec["count"] + WARM_UP
     return {**growth.result(), "sent": sent, "delivered": sent - left}
-
-
-def run_latency(spec: dict[str, Any]) -> dict[str, Any]:
-    """How long a single log() takes, and produce() with flush(): by turns."""
-    producer = _producer(spec)
-    topic = spec["topic"]
-
-    def send(data: bytes) -> None:
-        producer.produce(topic, data)
-        producer.flush()
-
-    with acknowledged_logger(spec) as logger:
-        result = by_turns({"keven": logger.log, "confluent": send}, spec)
-    shares = {f"{name}_share": result[f"keven_{name}_ms"] / result[f"confluent_{name}_ms"] for name in ("p50", "p99")}
-    return {**result, **shares}
 
 
 def run_aio(spec: dict[str, Any]) -> dict[str, Any]:
