@@ -16,6 +16,13 @@ def pytest_configure(config: Any) -> None:
     config.addinivalue_line("markers", "leaves_clients: the test abandons clients on purpose")
 
 
+@pytest.fixture
+def topic(embedded_kafka: Any) -> str:
+    """A topic with one partition."""
+    embedded_kafka.create_topic("t")
+    return "t"
+
+
 @pytest.fixture(autouse=True)
 def _no_unexpected_errors(request: Any, caplog: Any) -> Iterator[None]:
     """An error that was only logged fails the test."""

@@ -26,12 +26,6 @@ RUNS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio",
 
 
 @pytest.fixture
-def topic(embedded_kafka: Any) -> str:
-    embedded_kafka.create_topic("t")
-    return "t"
-
-
-@pytest.fixture
 def make(embedded_kafka: Any, topic: str) -> Callable[..., KafkaLogger]:
     """Loggers without a producer id, which costs the embedded broker half a second."""
 

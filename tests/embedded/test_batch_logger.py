@@ -38,12 +38,6 @@ MSG_SIZE_TOO_LARGE = 10
 
 
 @pytest.fixture
-def topic(embedded_kafka: Any) -> str:
-    embedded_kafka.create_topic("t")
-    return "t"
-
-
-@pytest.fixture
 def make(embedded_kafka: Any, topic: str) -> Callable[..., KafkaBatchLogger]:
     """Loggers without a producer id, which costs the embedded broker half a second."""
 

@@ -9,12 +9,6 @@ from sanitized import no_new_threads_in_a_forked_child
 pytestmark = no_new_threads_in_a_forked_child
 
 
-@pytest.fixture
-def topic(embedded_kafka: Any) -> str:
-    embedded_kafka.create_topic("t")
-    return "t"
-
-
 def test_a_forked_child_has_a_producer_of_its_own(embedded_kafka: Any, topic: str) -> None:
     done = logging_process(
         embedded_kafka,
@@ -65,7 +59,7 @@ def work(name):
         log.log(b"%d/%d" % (name, count))
         count += 1
         if count % 20 == 0:
-            time.sleep(0.002)
+            time.sleep(0.002)  # paced: of a partition the embedded broker keeps only 5 MB, and all is counted
     counts.append(count)
 threads = [threading.Thread(target=work, args=(name,)) for name in range(3)]
 for thread in threads:

@@ -46,12 +46,6 @@ UNKNOWN_TOPIC_OR_PART = 3
 
 
 @pytest.fixture
-def topic(embedded_kafka: Any) -> str:
-    embedded_kafka.create_topic("t")
-    return "t"
-
-
-@pytest.fixture
 def placed(handler_registry: Any) -> Any:
     class OrderPlaced(Event):
         event_name = "ORDER_PLACED"

@@ -41,12 +41,6 @@ TOPIC_AUTHORIZATION_FAILED = 29
 
 
 @pytest.fixture
-def topic(embedded_kafka: Any) -> str:
-    embedded_kafka.create_topic("t")
-    return "t"
-
-
-@pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "spill"
 
