@@ -48,13 +48,14 @@ class CopyPublisher:
 
     def publish(self, topic: str, record: Record, headers: Any, timestamp_ms: int) -> None:
         """Submit a copy; `timestamp_ms` 0: now. Raises DeadLetterError when it can't even be queued."""
-        first = self._producer is None
-        if self._producer is None:
-            self._producer = self._make_producer()
+        producer = self._producer
+        is_new = producer is None
+        if producer is None:
+            producer = self._producer = self._make_producer()
         if self.account is None:
             self.account = self._make_account()
         try:
-            self._producer.produce(
+            producer.produce(
                 topic, record.value, self.account, key=record.key, headers=headers, timestamp_ms=timestamp_ms
             )
         except Exception as cause:
@@ -62,10 +63,10 @@ class CopyPublisher:
                 f"{record.topic} [{record.partition}] @ {record.offset} can't be copied to {topic}: {cause}; the "
                 f"offset stays"
             ) from cause
-        if first:
+        if is_new:
             # Connects now: the copy would otherwise wait for librdkafka's next 1 s tick.
             with contextlib.suppress(KafkaError):
-                self._producer.metadata(1000, used_only=True)
+                producer.metadata(1000, used_only=True)
 
     def take(self) -> DeliveryAccount | None:
         """The account of what was submitted so far, if anything; what follows is counted in a new one."""
